@@ -1,0 +1,162 @@
+"""What the shop stores (records) and what a worker asks the manager to do (commands).
+
+The command queue carries these as MessagePack arrays (msgspec, `array_like`): field order is the wire format
+between processes of one run, never stored. A worker builds a command only from a fully checked request body
+(`server/http/bodies.py`), so neither the manager nor SQLite ever meets a bad value.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+INT_MAX = 2**63 - 1  # SQLite's INTEGER
+
+
+class Kind(IntEnum):
+    """The kinds of record. The number is stored in slots and in journal records: never renumber."""
+
+    USER = 0
+    PRODUCT = 1
+    ORDER = 2
+    PURCHASE = 3  # units that one user bought of one product; derived from the orders, never journaled or persisted
+
+
+PERSISTED_KINDS = (Kind.USER, Kind.PRODUCT, Kind.ORDER)
+DATABASE_NAMES = {Kind.USER: "users", Kind.PRODUCT: "products", Kind.ORDER: "orders"}
+
+
+# ---- records: the canonical JSON of one of these is the response body; field order is the answer's --------------
+
+
+class User(Struct, frozen=True):
+    """The public part of a user. The stored password is the record's private part, never in this body."""
+
+    id: int
+    username: str
+    email: str
+
+
+class ClassicUser(Struct, frozen=True):
+    """A user in the contract of the original services, where the hashed password is part of every answer."""
+
+    id: int
+    username: str
+    email: str
+    password: str
+
+
+class Product(Struct, frozen=True):
+    id: int
+    name: str
+    description: str
+    price: int | float
+    quantity: int
+
+
+class Order(Struct, frozen=True):
+    id: int
+    product_id: int
+    user_id: int
+    quantity: int
+    status: Literal["Success"] = "Success"
+
+
+# ---- commands: None means "not given"; `secret` is a stored password, already hashed by the worker --------------
+
+
+class CreateUser(Struct, frozen=True, array_like=True, tag=1):
+    id: int
+    username: str
+    email: str
+    secret: str | None
+
+
+class UpdateUser(Struct, frozen=True, array_like=True, tag=2):
+    id: int
+    username: str | None
+    email: str | None
+    secret: str | None
+
+
+class DeleteUser(Struct, frozen=True, array_like=True, tag=3):
+    id: int
+    username: str
+    email: str
+    secret: str | None
+
+
+class CreateProduct(Struct, frozen=True, array_like=True, tag=4):
+    id: int
+    name: str
+    description: str
+    price: int | float
+    quantity: int
+
+
+class UpdateProduct(Struct, frozen=True, array_like=True, tag=5):
+    id: int
+    name: str | None
+    description: str | None
+    price: int | float | None
+    quantity: int | None
+
+
+class DeleteProduct(Struct, frozen=True, array_like=True, tag=6):
+    id: int
+    name: str
+    price: int | float
+    quantity: int
+
+
+class PlaceOrder(Struct, frozen=True, array_like=True, tag=7):
+    product_id: int
+    user_id: int
+    quantity: int
+
+
+class Flush(Struct, frozen=True, array_like=True, tag=8):
+    """Answered when all that was acknowledged before it is committed in the three databases."""
+
+
+Command = CreateUser | UpdateUser | DeleteUser | CreateProduct | UpdateProduct | DeleteProduct | PlaceOrder | Flush
+
+
+class Outcome(IntEnum):
+    """What the manager says of one command. Everything but DONE means: not applied."""
+
+    DONE = 0
+    EXISTS = 1  # create of an id that is there
+    MISSING = 2  # no user or product of that id
+    MISMATCH = 3  # delete whose fields do not match what is stored
+    OUT_OF_STOCK = 4  # order for more than the stock
+    MEMORY_FULL = 5  # no shared memory for the new record
+    JOURNAL_FULL = 6  # no space for the journal, or its limit is reached
+    JOURNAL_FAILED = 7  # the journal could not be written or synced
+
+
+class Reply(Struct, frozen=True, array_like=True):
+    """The manager's answer to the command of this number; `body` is the JSON to send when DONE."""
+
+    number: int
+    outcome: Outcome
+    seq: int = 0
+    body: bytes = b""
+
+
+def canonical_price(price: int | float) -> int | float:
+    """Return the one spelling of a price that memory, journal and SQLite share.
+
+    A float whose value is an integer below 2^63 becomes that integer, as SQLite's NUMERIC affinity would make it
+    (https://sqlite.org/datatype3.html#type_affinity); a larger integer becomes the double that JSON means by it.
+    Raises `OverflowError` for an integer beyond the range of a double.
+    """
+    if isinstance(price, float):
+        return int(price) if price <= INT_MAX and price.is_integer() else price
+    return price if price <= INT_MAX else float(price)
+
+
+encode_json = msgspec.json.Encoder().encode

@@ -1,0 +1,199 @@
+"""Every shared byte: offsets, sizes, formats and flags live here and are spelled nowhere else.
+
+The segment is one sparse file under /dev/shm, mapped whole by every process before the fork. All integers are
+little-endian 64-bit words at offsets divisible by 8, read and written one at a time through `memoryview.cast("Q")`
+(an aligned 8-byte store is never seen half done on x86-64; `struct.pack_into` zeroes first and is never used here).
+
+REGIONS, in this order. Each has room for the largest table that `--memory` allows, but takes memory only as far as
+it was reserved (`posix_fallocate`) - so a region never moves, and growth never stops a reader.
+
+    offset                 region            content
+    0                      header            one page: the words below
+    COUNTERS_OFFSET        counters          one block of COUNTER_WORDS words per process
+    DIRTY_OFFSET           dirty ring        DIRTY_RING_ENTRIES slot numbers, one word each
+    (Regions.buckets[k])   buckets, 4 kinds  one word per bucket: number of the first slot of its chain, 0 = empty
+    (Regions.slots)        slots             SLOT_BYTES each; slot 0 is never used
+    (Regions.arena)        arena             pages of ARENA_PAGE_BYTES, cut into blocks of one size each
+
+HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behind is always usable.
+
+    index  name                 written by   meaning
+    0      MAGIC                supervisor   "MILLRACE" as ASCII; written last: a segment without it is not ready
+    1      VERSION              supervisor   LAYOUT_VERSION
+    2      SEGMENT_BYTES        supervisor   size of the whole mapping
+    3      MEMORY_BYTES         supervisor   --memory: the most that may be reserved
+    4      SLOTS_MAX            supervisor   capacity of the slot region
+    5      HASH_SEED            supervisor   random; mixed into every key hash so that nobody can aim at one bucket
+    6      CONTRACT             supervisor   1 = classic, 0 = default
+    7      MANAGER_EPOCH        supervisor   the epoch of the manager that runs, or of the next one once it died
+    8      RESERVED_BYTES       manager      sum of all reservations; never over MEMORY_BYTES
+    9      READY_EPOCH          manager      epoch whose manager takes commands; writes are up when it equals word 7
+    10     TABLE_STATE          manager      TABLE_LOADING until the first load is complete, then TABLE_SERVING
+    11     PUBLISHED_SEQ        manager      every change up to this seq is in the table and in the dirty ring
+    12     SYNCED_SEQ           manager      every change up to this seq is durable in the journal
+    13     NEXT_ORDER_ID        manager      id of the next order
+    14     SLOTS_USED           manager      slots ever handed out; slots beyond were never touched
+    15     JOURNAL_BYTES        manager      size of all journal segments
+    16     JOURNAL_POSITION     manager      where the first group stands that a successor must look at:
+                                             bits 40-63 number of its segment | bits 0-39 offset in that file
+    18     DIRTY_HEAD           manager      slot numbers ever written to the dirty ring
+    19     ARENA_PAGES          manager      arena pages reserved so far
+    20     DIRTY_RECORDS        persister    distinct records found dirty in the last period
+    21     FLUSH_LAG_MS         persister    age of the oldest change not in SQLite, 0 = none
+    22     PERSISTED_SEQ        persister    the smallest of the checkpoints below
+    24-27  CHECKPOINT + kind    persister    every change of that kind up to this seq is committed in its database
+    32-35  BUCKETS + kind       manager      number of buckets in use, at least BUCKETS_MIN
+    40-43  RECORDS + kind       manager      live records
+    48-51  STRUCTURE + kind     manager      version of the chains: odd while one is being relinked
+
+SLOT (SLOT_BYTES = 48, six words). A slot is live (ref != 0), a tombstone (ref == 0, state = SLOT_USED) until the
+deletion is in SQLite, or free (state = 0). Written by the manager only.
+
+    word  name      meaning
+    0     LOCK      lock word of the seqlock: odd while words 3-5 change, +2 per change, never 0 once used, never less
+    1     KEY       id of the record; for a purchase the product id
+    2     NEXT      bits 0-31 next slot of the chain, 0 = end | bits 32-39 kind | bit 40 SLOT_USED
+    3     REF       bits 0-15 record length | bits 16-27 private length | bits 28-63 arena offset in 8-byte units
+    4     SEQ       seq of the last change of this record
+    5     CHECK     bits 0-31 CRC-32 of record + private part | bits 32-63 LINK: for a user the newest slot of his
+                    purchases, for a purchase the next older one, 0 = end
+
+RECORD (in the arena): the ASCII decimal length of the body, CR LF CR LF, the body - the tail of an HTTP response
+that only wants `Content-Length: ` in front. The private part (a stored password; for a purchase the user id as one
+word) follows the record directly and is in no answer. A block holds one record and is never changed while a slot
+refers to it: new bytes go to a fresh block, then the slot is switched. Offset 0 is never a block.
+
+    worked example: user 7, slot 1, body {"id":7,"username":"a","email":"b"} (34 bytes), no private part,
+    block at arena offset 0x10000, seq 5, second change of the slot:
+      LOCK  06 00 00 00 00 00 00 00      2 at first use, +2 at create, +2 at the change
+      KEY   07 00 00 00 00 00 00 00
+      NEXT  00 00 00 00 00 01 00 00      no next, kind 0, used
+      REF   28 00 00 00 00 00 02 00      0x10000 / 8 = 0x2000 << 28 | 0 << 16 | 40 bytes: "34\\r\\n\\r\\n" + 34
+      SEQ   05 00 00 00 00 00 00 00
+      CHECK .. .. .. .. 00 00 00 00
+
+HASHING is linear hashing with chains (Litwin, "Linear hashing", VLDB 1980): the buckets of a kind grow one at a time,
+`address = h & (2m - 1)`, and if that is not there yet `h & (m - 1)`, where m is the largest power of two <= buckets.
+So no insert ever pays for a rehash of the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PAGE_BYTES = 4096
+WORD_BYTES = 8
+
+MAGIC_VALUE = int.from_bytes(b"MILLRACE", "little")
+LAYOUT_VERSION = 1
+
+# header words
+MAGIC = 0
+VERSION = 1
+SEGMENT_BYTES = 2
+MEMORY_BYTES = 3
+SLOTS_MAX = 4
+HASH_SEED = 5
+CONTRACT = 6
+MANAGER_EPOCH = 7
+RESERVED_BYTES = 8
+READY_EPOCH = 9
+TABLE_STATE = 10
+PUBLISHED_SEQ = 11
+SYNCED_SEQ = 12
+NEXT_ORDER_ID = 13
+SLOTS_USED = 14
+JOURNAL_BYTES = 15
+JOURNAL_POSITION = 16
+DIRTY_HEAD = 18
+ARENA_PAGES = 19
+DIRTY_RECORDS = 20
+FLUSH_LAG_MS = 21
+PERSISTED_SEQ = 22
+CHECKPOINT = 24
+BUCKETS = 32
+RECORDS = 40
+STRUCTURE = 48
+
+TABLE_LOADING = 0
+TABLE_SERVING = 1
+
+KINDS = 4
+
+# slots
+SLOT_WORDS = 6
+SLOT_BYTES = SLOT_WORDS * WORD_BYTES
+LOCK = 0
+KEY = 1
+NEXT = 2
+REF = 3
+SEQ = 4
+CHECK = 5
+
+NEXT_MASK = 0xFFFF_FFFF
+KIND_SHIFT = 32
+KIND_MASK = 0xFF
+SLOT_USED = 1 << 40
+LENGTH_MASK = 0xFFFF
+PRIVATE_SHIFT = 16
+PRIVATE_MASK = 0xFFF
+OFFSET_SHIFT = 28
+CRC_MASK = 0xFFFF_FFFF
+LINK_SHIFT = 32
+
+RECORD_BYTES_MAX = LENGTH_MASK  # the largest body (two texts of 4,096 bytes, six JSON bytes each) is below 50,000
+PRIVATE_BYTES_MAX = PRIVATE_MASK
+
+# counters: block 0 supervisor, 1 manager, 2 persister, 3-5 writers by kind, 6.. workers by slot
+COUNTER_WORDS = 64
+COUNTER_BLOCKS = 6 + 64
+COUNTERS_OFFSET = PAGE_BYTES
+COUNTERS_BYTES = COUNTER_BLOCKS * COUNTER_WORDS * WORD_BYTES
+
+# one million changes: over eight seconds of the fastest writing measured; a longer delay costs the persister one scan
+DIRTY_RING_ENTRIES = 1 << 20
+DIRTY_OFFSET = -(-(COUNTERS_OFFSET + COUNTERS_BYTES) // PAGE_BYTES) * PAGE_BYTES
+DIRTY_BYTES = DIRTY_RING_ENTRIES * WORD_BYTES
+
+BUCKETS_MIN = 1024
+ARENA_PAGE_BYTES = 64 << 10  # the largest block is one page
+GROW_BYTES = 256 << 10  # a region is reserved in steps of this size: one call of posix_fallocate, some 30 us
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Where the regions of a segment start (bytes), for a given `--memory`."""
+
+    slots_max: int
+    buckets_max: int  # per kind, a power of two
+    buckets: tuple[int, ...]
+    slots: int
+    arena: int
+    arena_bytes: int
+    segment_bytes: int
+
+    @classmethod
+    def plan(cls, memory_bytes: int) -> Regions:
+        """Lay out a segment; the size of the mapping is about three times `memory_bytes`, nearly all never touched."""
+        slots_max = memory_bytes // SLOT_BYTES
+        buckets_max = 1 << (slots_max - 1).bit_length()
+        offset = DIRTY_OFFSET + DIRTY_BYTES
+        buckets = []
+        for _ in range(KINDS):
+            buckets.append(offset)
+            offset = _page_up(offset + buckets_max * WORD_BYTES)
+        slots = offset
+        arena = -(-(slots + slots_max * SLOT_BYTES) // ARENA_PAGE_BYTES) * ARENA_PAGE_BYTES
+        arena_bytes = memory_bytes // ARENA_PAGE_BYTES * ARENA_PAGE_BYTES
+        return cls(slots_max, buckets_max, tuple(buckets), slots, arena, arena_bytes, arena + arena_bytes)
+
+
+def _page_up(size: int) -> int:
+    return -(-size // PAGE_BYTES) * PAGE_BYTES
+
+
+assert DIRTY_OFFSET % PAGE_BYTES == 0 and DIRTY_RING_ENTRIES & (DIRTY_RING_ENTRIES - 1) == 0
+assert SLOT_BYTES == 48 and SLOT_BYTES % WORD_BYTES == 0
+assert BUCKETS_MIN & (BUCKETS_MIN - 1) == 0
+assert RECORD_BYTES_MAX + PRIVATE_BYTES_MAX >= ARENA_PAGE_BYTES - 1
+assert (STRUCTURE + KINDS) * WORD_BYTES <= PAGE_BYTES
