@@ -87,6 +87,15 @@ def parse_durability(text: str) -> Durability:
         raise ConfigError(f"durability must be memory, journal or database, not {text!r}") from None
 
 
+def parse_boolean(text: str) -> bool:
+    """Return the truth of `true`, `1`, `yes`, `false`, `0`, `no`; raise `ConfigError` for anything else."""
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise ConfigError(f"not true or false: {text!r}")
+
+
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name} must be between {low} and {high}, not {value}")

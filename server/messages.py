@@ -45,12 +45,15 @@ class Row(Struct, frozen=True, array_like=True):
 class BatchPart(Struct, frozen=True, array_like=True, tag=5):
     """Persister to writer: one part of a batch; the writer commits when it holds all `parts` of `batch`.
 
-    A part of another batch number drops what was collected. `checkpoint` is the seq the database reaches with it.
+    A part of another batch number drops what was collected. `after` is the checkpoint that the batch builds on: a
+    database that holds less does not take it. `checkpoint` is the seq the database reaches with it; a batch that is
+    not the last of its diff carries the old one.
     """
 
     batch: int
     part: int
     parts: int
+    after: int
     checkpoint: int
     rows: list[Row]
 

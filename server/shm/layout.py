@@ -10,8 +10,8 @@ it was reserved (`posix_fallocate`) - so a region never moves, and growth never 
     offset                 region            content
     0                      header            one page: the words below
     COUNTERS_OFFSET        counters          one block of COUNTER_WORDS words per process
-    DIRTY_OFFSET           dirty ring        DIRTY_RING_ENTRIES slot numbers, one word each
-    (Regions.buckets[k])   buckets, 4 kinds  one word per bucket: number of the first slot of its chain, 0 = empty
+    DIRTY_OFFSET           dirty ring        DIRTY_RING_ENTRIES slots, one word each
+    (Regions.buckets[k])   buckets, 4 kinds  one word per bucket: the first slot of its chain, 0 = empty
     (Regions.slots)        slots             SLOT_BYTES each; slot 0 is never used
     (Regions.arena)        arena             pages of ARENA_PAGE_BYTES, cut into blocks of one size each
 
@@ -26,7 +26,7 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     5      HASH_SEED            supervisor   random; mixed into every key hash so that nobody can aim at one bucket
     6      CONTRACT             supervisor   1 = classic, 0 = default
     7      MANAGER_EPOCH        supervisor   the epoch of the manager that runs, or of the next one once it died
-    8      RESERVED_BYTES       manager      sum of all reservations; never over MEMORY_BYTES
+    8      RESERVED_BYTES       manager      sum of all reservations, never over MEMORY_BYTES (first by supervisor)
     9      READY_EPOCH          manager      epoch whose manager takes commands; writes are up when it equals word 7
     10     TABLE_STATE          manager      TABLE_LOADING until the first load is complete, then TABLE_SERVING
     11     PUBLISHED_SEQ        manager      every change up to this seq is in the table and in the dirty ring
@@ -36,7 +36,7 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     15     JOURNAL_BYTES        manager      size of all journal segments
     16     JOURNAL_POSITION     manager      where the first group stands that a successor must look at:
                                              bits 40-63 number of its segment | bits 0-39 offset in that file
-    18     DIRTY_HEAD           manager      slot numbers ever written to the dirty ring
+    18     DIRTY_HEAD           manager      slots ever written to the dirty ring
     19     ARENA_PAGES          manager      arena pages reserved so far
     20     DIRTY_RECORDS        persister    distinct records found dirty in the last period
     21     FLUSH_LAG_MS         persister    age of the oldest change not in SQLite, 0 = none
@@ -46,17 +46,22 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     40-43  RECORDS + kind       manager      live records
     48-51  STRUCTURE + kind     manager      version of the chains: odd while one is being relinked
 
-SLOT (SLOT_BYTES = 48, six words). A slot is live (ref != 0), a tombstone (ref == 0, state = SLOT_USED) until the
-deletion is in SQLite, or free (state = 0). Written by the manager only.
+SLOT (SLOT_BYTES = 48, six words). "A slot" in code and in every shared word is the index of its word 0, counted from
+the start of the segment; only LINK, which has 32 bits, holds a slot number. A slot is live (ref != 0), a tombstone
+(SLOT_USED and ref == 0) until the deletion is in SQLite, or free (no SLOT_USED). Written by the manager only.
 
     word  name      meaning
-    0     LOCK      lock word of the seqlock: odd while words 3-5 change, +2 per change, never 0 once used, never less
+    0     LOCK      lock word of the seqlock: bit 0 set while words 1-5 change | bits 1-3 kind | bits 4-63 version,
+                    one more after every change, so that the word is never 0 once used and never the same again
     1     KEY       id of the record; for a purchase the product id
-    2     NEXT      bits 0-31 next slot of the chain, 0 = end | bits 32-39 kind | bit 40 SLOT_USED
+    2     NEXT      bits 0-39 next slot of the chain, 0 = end | bit 40 SLOT_USED
     3     REF       bits 0-15 record length | bits 16-27 private length | bits 28-63 arena offset in 8-byte units
     4     SEQ       seq of the last change of this record
-    5     CHECK     bits 0-31 CRC-32 of record + private part | bits 32-63 LINK: for a user the newest slot of his
-                    purchases, for a purchase the next older one, 0 = end
+    5     CHECK     bits 0-31 CRC-32 of record + private part | bits 32-63 LINK: for a user the number of the newest
+                    slot of his purchases, for a purchase that of the next older one, 0 = end
+
+NEXT (of a used slot) and LINK change without the lock word, by one store: they say where other slots are, not what
+this one holds.
 
 RECORD (in the arena): the ASCII decimal length of the body, CR LF CR LF, the body - the tail of an HTTP response
 that only wants `Content-Length: ` in front. The private part (a stored password; for a purchase the user id as one
@@ -65,10 +70,10 @@ refers to it: new bytes go to a fresh block, then the slot is switched. Offset 0
 
     worked example: user 7, slot 1, body {"id":7,"username":"a","email":"b"} (34 bytes), no private part,
     block at arena offset 0x10000, seq 5, second change of the slot:
-      LOCK  06 00 00 00 00 00 00 00      2 at first use, +2 at create, +2 at the change
+      LOCK  20 00 00 00 00 00 00 00      version 2 (created, changed once), kind 0, not locked
       KEY   07 00 00 00 00 00 00 00
-      NEXT  00 00 00 00 00 01 00 00      no next, kind 0, used
-      REF   28 00 00 00 00 00 02 00      0x10000 / 8 = 0x2000 << 28 | 0 << 16 | 40 bytes: "34\\r\\n\\r\\n" + 34
+      NEXT  00 00 00 00 00 01 00 00      no next, used
+      REF   28 00 00 00 00 02 00 00      0x10000 / 8 = 0x2000, << 28 | 0 << 16 | 40 bytes: "34\\r\\n\\r\\n" + 34
       SEQ   05 00 00 00 00 00 00 00
       CHECK .. .. .. .. 00 00 00 00
 
@@ -130,10 +135,13 @@ REF = 3
 SEQ = 4
 CHECK = 5
 
-NEXT_MASK = 0xFFFF_FFFF
-KIND_SHIFT = 32
-KIND_MASK = 0xFF
+NEXT_MASK = (1 << 40) - 1
 SLOT_USED = 1 << 40
+LOCKED = 1
+KIND_SHIFT = 1
+KIND_MASK = 7
+TAG_MASK = 15  # lock bit and kind: equal to kind << KIND_SHIFT in a slot of that kind that is not being written
+VERSION_STEP = 16
 LENGTH_MASK = 0xFFFF
 PRIVATE_SHIFT = 16
 PRIVATE_MASK = 0xFFF
@@ -154,10 +162,11 @@ COUNTERS_BYTES = COUNTER_BLOCKS * COUNTER_WORDS * WORD_BYTES
 DIRTY_RING_ENTRIES = 1 << 20
 DIRTY_OFFSET = -(-(COUNTERS_OFFSET + COUNTERS_BYTES) // PAGE_BYTES) * PAGE_BYTES
 DIRTY_BYTES = DIRTY_RING_ENTRIES * WORD_BYTES
+BATCH_CHANGES_MAX = 1 << 16  # changed records in one batch: entries the manager may have written beyond DIRTY_HEAD
 
 BUCKETS_MIN = 1024
 ARENA_PAGE_BYTES = 64 << 10  # the largest block is one page
-GROW_BYTES = 256 << 10  # a region is reserved in steps of this size: one call of posix_fallocate, some 30 us
+GROW_BYTES = 256 << 10  # a region is reserved in steps of this size: one call of posix_fallocate
 
 
 @dataclass(frozen=True, slots=True)

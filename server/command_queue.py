@@ -1,0 +1,261 @@
+"""The command queue: from every worker to the manager and back, over one `MessageSocket` pair per worker slot.
+
+    worker                                   manager
+    submit ─> one message per loop turn ───> Intake.take: all that has arrived, from all workers = one batch
+    on_reply <──────── one message per batch ── Intake.reply
+
+Exactly once, over the death of either side:
+
+- A command carries a number that no other command of this run has (incarnation of the worker << 32, then counted up).
+- Every message carries the epoch of the manager it was meant for. A new manager greets each worker with its epoch; the
+  worker answers by sending all that is unanswered again, under the new epoch. The manager drops messages of an older
+  epoch: whatever is in them comes again. Answers of the dead manager stand before the greeting in the socket, so
+  what is unanswered then was answered by nobody.
+- What the dead manager had applied without answering is in its last journal groups, by number (`server/manager.py`).
+
+Bounds: a worker keeps at most QUEUE_DEPTH_MAX commands and QUEUE_BYTES_MAX bytes without an answer, then `submit`
+refuses at once. A batch takes at most BATCH_COMMANDS_MAX. What the manager has not read stays in the sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from server.commands import Command, Reply
+from server.config import Config, Durability
+from server.errors import QueueFull
+from server.message_socket import MESSAGE_BYTES_MAX, MessageSocket
+from server.shared import Shared
+from server.shm import layout
+from server.shm.counters import MESSAGES, RESENT, STARTS, TIMEOUTS, WORKER, WRITES, counters_block
+
+QUEUE_DEPTH_MAX = 4096  # per worker: some 0.1 s of the manager's work, far beyond what one loop turn can bring
+QUEUE_BYTES_MAX = 16 << 20  # the same with bodies of 64 KiB
+BATCH_COMMANDS_MAX = 4096  # bounds the time to the answer, and the journal group to a fraction of a segment
+BATCH_BYTES_MAX = 4 << 20
+INCARNATION_SHIFT = 32
+
+OnReply = Callable[[Reply | None], None]
+
+
+class Request(Struct, frozen=True, array_like=True):
+    """A command on its way: its number, and the level at which its answer may be sent."""
+
+    number: int
+    level: int
+    command: Command
+
+
+class Commands(Struct, frozen=True, array_like=True):
+    """Worker to manager."""
+
+    epoch: int
+    requests: list[Request]
+
+
+class Replies(Struct, frozen=True, array_like=True):
+    """Manager to worker. A greeting is an empty one."""
+
+    epoch: int
+    replies: list[Reply]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_commands = msgspec.msgpack.Decoder(Commands).decode
+_decode_replies = msgspec.msgpack.Decoder(Replies).decode
+
+
+# ---- the worker's end ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Pending:
+    encoded: msgspec.Raw
+    on_reply: OnReply
+    deadline: float
+
+
+class CommandQueue:
+    """The worker's end: collects the commands of one loop turn, sends them as one message, hands out the answers."""
+
+    def __init__(self, config: Config, shared: Shared, worker_slot: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._socket: MessageSocket = shared.command_pairs[worker_slot][0]
+        self._words = shared.segment.words
+        self._counters = counters_block(shared.segment, WORKER + worker_slot)
+        self._timeout_s = config.write_timeout_s
+        self._next_number = (self._counters[STARTS] << INCARNATION_SHIFT) + 1
+        self._epoch = self._words[layout.MANAGER_EPOCH]
+        self._pending: dict[int, _Pending] = {}  # by number, so the oldest is first
+        self._pending_bytes = 0
+        self._outbox: list[msgspec.Raw] = []
+        self._unsent: deque[bytes] = deque()
+        self._is_waiting = False  # for room in the manager's queue
+        loop.add_reader(self._socket.fileno(), self._receive)
+
+    def is_up(self) -> bool:
+        """Whether a manager takes commands now."""
+        return bool(self._words[layout.READY_EPOCH] == self._words[layout.MANAGER_EPOCH])
+
+    def submit(self, command: Command, level: Durability, on_reply: OnReply) -> None:
+        """Send a command with this loop turn's message; `on_reply` gets the answer, or None after the time-out.
+
+        Raises `QueueFull` at once when the queue is full or no manager is there; then nothing was sent.
+        """
+        if not self.is_up() or len(self._pending) >= QUEUE_DEPTH_MAX or self._pending_bytes > QUEUE_BYTES_MAX:
+            raise QueueFull
+        number = self._next_number
+        self._next_number = number + 1
+        encoded = msgspec.Raw(_encode(Request(number, level, command)))
+        self._pending[number] = _Pending(encoded, on_reply, self._loop.time() + self._timeout_s)
+        self._pending_bytes += len(encoded)
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(encoded)
+        self._counters[WRITES] += 1
+
+    def expire(self) -> None:
+        """Answer None to commands that have waited too long (called by the worker's ticker)."""
+        now = self._loop.time()
+        while self._pending:
+            number, pending = next(iter(self._pending.items()))
+            if pending.deadline > now:
+                break
+            self._counters[TIMEOUTS] += 1
+            self._forget(number)
+            pending.on_reply(None)
+
+    def close(self) -> None:
+        """Leave the loop."""
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+
+    def _forget(self, number: int) -> _Pending | None:
+        pending = self._pending.pop(number, None)
+        if pending is not None:
+            self._pending_bytes -= len(pending.encoded)
+        return pending
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        self._unsent.extend(_messages(self._epoch, outbox))
+        self._send()
+
+    def _send(self) -> None:
+        """Send what is ready; wait for room without blocking when the manager's queue is full."""
+        unsent = self._unsent
+        while unsent and self._socket.try_send(unsent[0]):
+            unsent.popleft()
+            self._counters[MESSAGES] += 1
+        if unsent and not self._is_waiting:
+            self._loop.add_writer(self._socket.fileno(), self._send)
+        elif self._is_waiting and not unsent:
+            self._loop.remove_writer(self._socket.fileno())
+        self._is_waiting = bool(unsent)
+
+    def _receive(self) -> None:
+        while (message := self._socket.try_receive()) is not None:
+            answer = _decode_replies(message)
+            if answer.epoch > self._epoch:
+                self._send_again(answer.epoch)
+            for reply in answer.replies:
+                pending = self._forget(reply.number)
+                if pending is not None:
+                    pending.on_reply(reply)
+
+    def _send_again(self, epoch: int) -> None:
+        """Send all that is unanswered to the new manager; it drops what the old one left in the socket."""
+        self._epoch = epoch
+        self._outbox.clear()
+        self._unsent.clear()
+        self._counters[RESENT] += len(self._pending)
+        self._unsent.extend(_messages(epoch, [pending.encoded for pending in self._pending.values()]))
+        self._send()
+
+
+def _messages(epoch: int, requests: list[msgspec.Raw]) -> Iterable[bytes]:
+    """Yield messages of at most MESSAGE_BYTES_MAX that carry the requests in order."""
+    part: list[msgspec.Raw] = []
+    size = 0
+    for request in requests:
+        if part and size + len(request) > MESSAGE_BYTES_MAX - 64:  # 64: more than the array heads and the epoch
+            yield _encode((epoch, part))
+            part, size = [], 0
+        part.append(request)
+        size += len(request)
+    if part:
+        yield _encode((epoch, part))
+
+
+# ---- the manager's end -----------------------------------------------------------------------------------------
+
+
+class Arrival(NamedTuple):
+    """One command and where its answer goes."""
+
+    worker: int
+    request: Request
+
+
+class Intake:
+    """The manager's end: takes what has arrived from all workers, sends the answers."""
+
+    def __init__(self, shared: Shared, epoch: int, selector: selectors.BaseSelector) -> None:
+        self._sockets = [manager_end for _, manager_end in shared.command_pairs]
+        self._epoch = epoch
+        self._selector = selector
+        self._unsent: list[deque[bytes]] = [deque() for _ in self._sockets]
+        for worker, end in enumerate(self._sockets):
+            selector.register(end, selectors.EVENT_READ, worker)
+            self._send(worker, _encode(Replies(epoch, [])))
+
+    def take(self, ready: Iterable[int]) -> list[Arrival]:
+        """Return what these workers have sent, in the order sent, up to the bounds of a batch."""
+        batch: list[Arrival] = []
+        size = 0
+        for worker in ready:
+            end = self._sockets[worker]
+            while len(batch) < BATCH_COMMANDS_MAX and size < BATCH_BYTES_MAX:
+                message = end.try_receive()
+                if message is None:
+                    break
+                size += len(message)
+                commands = _decode_commands(message)
+                if commands.epoch == self._epoch:
+                    batch.extend([Arrival(worker, request) for request in commands.requests])
+        return batch
+
+    def reply(self, worker: int, replies: list[Reply]) -> None:
+        """Send answers to one worker; keep them if it does not read (its queue depth bounds what is kept)."""
+        message = _encode(Replies(self._epoch, replies))
+        if len(message) > MESSAGE_BYTES_MAX and len(replies) > 1:
+            middle = len(replies) // 2
+            self.reply(worker, replies[:middle])
+            self.reply(worker, replies[middle:])
+        else:
+            self._send(worker, message)
+
+    def send_unsent(self, worker: int) -> None:
+        """Go on with a worker that reads again."""
+        unsent = self._unsent[worker]
+        while unsent and self._sockets[worker].try_send(unsent[0]):
+            unsent.popleft()
+        if not unsent:
+            self._selector.modify(self._sockets[worker], selectors.EVENT_READ, worker)
+
+    def _send(self, worker: int, message: bytes) -> None:
+        unsent = self._unsent[worker]
+        if not unsent and self._sockets[worker].try_send(message):
+            return
+        if not unsent:
+            events = selectors.EVENT_READ | selectors.EVENT_WRITE
+            self._selector.modify(self._sockets[worker], events, worker)
+        unsent.append(message)

@@ -1,0 +1,364 @@
+"""The manager process: the only writer of the table and the journal. It is the order of events.
+
+    workers ──commands──> [ apply on an overlay > journal group > sync > publish > mark dirty ] ──replies──> workers
+                                                                    persister ──sync?, checkpoints──> manager
+
+Journal before publish, publish before reply: a value that a reader saw can not be lost, and an acknowledged write is
+visible to every later read. While one batch is being synced the next one gathers in the sockets: that is the whole
+group commit, there is no timer.
+
+What a crash leaves behind, by the last step that was done:
+
+    before the journal append     nothing; the workers send the commands again
+    in the append                 a torn tail, cut at the next start; the commands come again
+    after the append              the group is in the journal: the successor publishes what is missing of it (`_redo`)
+    while publishing              the same; a half-written slot stays locked until then, its readers wait
+    before the replies            the same; the answers are in the group, so a command that comes again is answered
+                                  from there and not applied twice
+
+JOURNAL_POSITION says where the first group stands that may still be unpublished or unanswered.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from persist import recovery
+from server import messages
+from server.batch import Batch, Result
+from server.command_queue import Arrival, Intake
+from server.commands import PERSISTED_KINDS, Kind, Order, Outcome, Reply
+from server.config import Config, Durability
+from server.errors import JournalRefused, MemoryFull
+from server.journal.format import Change, Group
+from server.journal.reader import read_groups
+from server.journal.writer import Journal
+from server.shared import Shared
+from server.shm import counters, layout
+from server.shm.counters import counters_block
+from server.shm.dirty import DirtyWriter
+from server.shm.table_writer import TableWriter, reset_table
+from server.stop_signal import StopSignal
+
+log = logging.getLogger(__name__)
+
+JOURNAL_DIRECTORY = "journal"
+
+# keys of the selector beside the numbers of the workers
+_PERSISTER, _SUPERVISOR, _STOP = -1, -2, -3
+
+_decode_order = msgspec.json.Decoder(Order).decode
+
+
+class Answer(Struct, frozen=True, array_like=True):
+    """The answer to one applied command, in its journal group; `body` None: the body of the change of that seq."""
+
+    worker: int
+    number: int
+    seq: int
+    body: bytes | None
+
+
+_encode_answers = msgspec.msgpack.Encoder().encode
+_decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
+
+
+class _Waiting(NamedTuple):
+    """An answer that waits for the databases."""
+
+    seq: int
+    position: int
+    worker: int
+    reply: Reply
+
+
+def main(config: Config, shared: Shared, epoch: int) -> int:
+    """Run the manager of this epoch until it is told to stop."""
+    stop = StopSignal()
+    manager = Manager(config, shared, epoch)
+    try:
+        manager.recover()
+        shared.tell_ready(counters.MANAGER)
+        return manager.run(stop)
+    finally:
+        manager.close()
+
+
+class Manager:
+    """All state of the process; `run` is the loop."""
+
+    def __init__(self, config: Config, shared: Shared, epoch: int) -> None:
+        self._config = config
+        self._shared = shared
+        self._epoch = epoch
+        self._words = shared.segment.words
+        self._counters = counters_block(shared.segment, counters.MANAGER)
+        self._persister = shared.persist_pair[1]
+        self._selector = selectors.DefaultSelector()
+        self._unsent: deque[bytes] = deque()
+        self._waiting: deque[_Waiting] = deque()  # by seq
+        self._answered: dict[tuple[int, int], Reply] = {}  # what the predecessor applied and may not have answered
+        self._last_seq = 0
+        self._journal: Journal
+        self._table: TableWriter
+        self._dirty = DirtyWriter(shared.segment)
+        self._intake: Intake
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def run(self, stop: StopSignal) -> int:
+        """Take batches and commit them; 0 after the stop signal, 1 when the supervisor is dead."""
+        self._selector.register(self._persister, selectors.EVENT_READ, _PERSISTER)
+        self._selector.register(self._shared.supervisor_pidfd, selectors.EVENT_READ, _SUPERVISOR)
+        self._selector.register(stop, selectors.EVENT_READ, _STOP)
+        while not stop.is_set:
+            ready: list[int] = []
+            for key, events in self._selector.select():
+                source: int = key.data
+                if source == _SUPERVISOR:
+                    return 1
+                if source == _PERSISTER:
+                    self._serve_persister()
+                elif source >= 0:
+                    if events & selectors.EVENT_WRITE:
+                        self._intake.send_unsent(source)
+                    if events & selectors.EVENT_READ:
+                        ready.append(source)
+            if arrivals := self._intake.take(ready):
+                self._counters[counters.BATCHES] += 1
+                self._counters[counters.COMMANDS] += len(arrivals)
+                self._commit(arrivals)
+        return 0
+
+    def close(self) -> None:
+        """Close the journal, if it was opened."""
+        if hasattr(self, "_journal"):
+            self._journal.close()
+
+    # ---- one batch -----------------------------------------------------------------------------
+
+    def _commit(self, arrivals: Sequence[Arrival]) -> None:
+        """Apply, journal, publish and answer commands as one group; as two where memory is too short for all."""
+        batch = Batch(self._table, self._config.classic, self._last_seq, self._words[layout.NEXT_ORDER_ID])
+        results = [self._execute(batch, arrival) for arrival in arrivals]
+        records = batch.records()
+        changes = [*records, *batch.orders]
+        if changes:
+            try:
+                prepared = self._table.prepare(records, batch.bought(), batch.orders)
+            except MemoryFull:
+                self._commit_less(arrivals)
+                return
+            refusal = self._append(arrivals, results, changes)
+            if refusal is None:
+                self._table.publish(prepared)
+                self._last_seq = batch.seq
+                self._words[layout.NEXT_ORDER_ID] = batch.next_order_id
+                self._mark_published()
+            else:
+                self._table.discard(prepared)
+                results = [Result(refusal) if result.outcome == Outcome.DONE else result for result in results]
+        self._answer(arrivals, results)
+
+    def _execute(self, batch: Batch, arrival: Arrival) -> Result:
+        """Apply a command, unless the predecessor did: then its answer is known."""
+        known = self._answered.pop((arrival.worker, arrival.request.number), None)
+        if known is not None:
+            return Result(known.outcome, known.seq, known.body)
+        return batch.execute(arrival.request.command)
+
+    def _commit_less(self, arrivals: Sequence[Arrival]) -> None:
+        """Memory is full: commit the first half, then the second; a single command that does not fit is refused."""
+        if len(arrivals) == 1:
+            self._answer(arrivals, [Result(Outcome.MEMORY_FULL)])
+            return
+        middle = len(arrivals) // 2
+        self._commit(arrivals[:middle])
+        self._commit(arrivals[middle:])
+
+    def _append(self, arrivals: Sequence[Arrival], results: Sequence[Result], changes: list[Change]) -> Outcome | None:
+        """Write the journal group as durable as its most demanding command asks; None when that is done."""
+        first_seq = self._last_seq + 1
+        bodies = {change.seq: change.body for change in changes}
+        answers = []
+        level = Durability.MEMORY
+        for arrival, result in zip(arrivals, results, strict=True):
+            if result.seq >= first_seq:
+                is_in_change = bodies.get(result.seq) == result.body
+                body = None if is_in_change else result.body
+                answers.append(Answer(arrival.worker, arrival.request.number, result.seq, body))
+                level = max(level, Durability(arrival.request.level))
+        try:
+            self._journal.append(
+                first_seq, len(answers), changes, _encode_answers(answers), sync=level >= Durability.JOURNAL
+            )
+        except JournalRefused as refused:
+            self._counters[counters.JOURNAL_REFUSED] += 1
+            log.warning("journal refused detail=%r", refused.detail)
+            return Outcome.JOURNAL_FULL if refused.is_full else Outcome.JOURNAL_FAILED
+        self._counters[counters.GROUPS] += 1
+        return None
+
+    def _mark_published(self) -> None:
+        """The group is in the table: tell the readers of the header, then the persister."""
+        self._dirty.append(self._table.touched)
+        self._table.touched.clear()
+        words = self._words
+        words[layout.SYNCED_SEQ] = self._journal.synced_seq
+        words[layout.JOURNAL_BYTES] = self._journal.bytes
+        words[layout.PUBLISHED_SEQ] = self._last_seq
+
+    def _answer(self, arrivals: Sequence[Arrival], results: Sequence[Result]) -> None:
+        """Send the replies, one message per worker; hold back those that wait for the databases."""
+        replies: dict[int, list[Reply]] = {}
+        position = self._journal.group_position
+        persisted_seq = self._words[layout.PERSISTED_SEQ]
+        for arrival, result in zip(arrivals, results, strict=True):
+            number, level = arrival.request.number, arrival.request.level
+            reply = Reply(number, *result)
+            if result.outcome != Outcome.DONE:
+                self._counters[counters.REJECTED] += 1
+            elif level == Durability.DATABASE and result.seq > persisted_seq:
+                self._hold(_Waiting(result.seq, position, arrival.worker, reply))
+                continue
+            replies.setdefault(arrival.worker, []).append(reply)
+        for worker, of_worker in replies.items():
+            self._intake.reply(worker, of_worker)
+        self._words[layout.JOURNAL_POSITION] = self._waiting[0].position if self._waiting else self._journal.position
+
+    # ---- the persister -------------------------------------------------------------------------
+
+    def _hold(self, waiting: _Waiting) -> None:
+        if not self._waiting:
+            self._send_persister(messages.encode(messages.FlushNow()))
+        self._waiting.append(waiting)
+
+    def _serve_persister(self) -> None:
+        while self._unsent and self._persister.try_send(self._unsent[0]):
+            self._unsent.popleft()
+        if not self._unsent:
+            self._selector.modify(self._persister, selectors.EVENT_READ, _PERSISTER)
+        while (message := self._persister.try_receive()) is not None:
+            match messages.decode_for_manager(message):
+                case messages.Sync():
+                    self._sync()
+                case messages.Checkpoints(users, products, orders):
+                    self._advance((users, products, orders))
+
+    def _sync(self) -> None:
+        """Make the journal durable; no answer when it can not be: the persister asks again."""
+        try:
+            self._journal.sync()
+        except JournalRefused as refused:
+            log.warning("journal not synced detail=%r", refused.detail)
+            return
+        self._words[layout.SYNCED_SEQ] = self._journal.synced_seq
+        self._send_persister(messages.encode(messages.Synced(self._journal.synced_seq)))
+
+    def _advance(self, checkpoints: tuple[int, int, int]) -> None:
+        """The databases came further: retire segments, free deleted slots, answer who waited for it."""
+        persisted_seq = min(checkpoints)
+        while self._waiting and self._waiting[0].seq <= persisted_seq:
+            waiting = self._waiting.popleft()
+            self._intake.reply(waiting.worker, [waiting.reply])
+        if self._waiting:
+            self._send_persister(messages.encode(messages.FlushNow()))
+        # a successor looks at later groups only, before anything of the earlier ones is given up
+        self._words[layout.JOURNAL_POSITION] = self._waiting[0].position if self._waiting else self._journal.position
+        self._journal.retire(persisted_seq)
+        self._words[layout.JOURNAL_BYTES] = self._journal.bytes
+        self._table.reclaim([persisted_seq] * len(checkpoints))
+
+    def _send_persister(self, message: bytes) -> None:
+        if self._unsent or not self._persister.try_send(message):
+            self._unsent.append(message)
+            events = selectors.EVENT_READ | selectors.EVENT_WRITE
+            self._selector.modify(self._persister, events, _PERSISTER)
+
+    # ---- coming up -----------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Load the databases and the journal, or take over the table of a dead predecessor; then greet the workers."""
+        if self._words[layout.TABLE_STATE] == layout.TABLE_SERVING:
+            self._take_over()
+        else:
+            self._load()
+        self._intake = Intake(self._shared, self._epoch, self._selector)
+        self._words[layout.READY_EPOCH] = self._epoch
+
+    def _open_journal(self, start: int = 0) -> None:
+        config = self._config
+        self._journal = Journal.open(
+            config.data_dir / JOURNAL_DIRECTORY,
+            self._shared.instance,
+            self._epoch,
+            config.journal_segment_bytes,
+            config.journal_max_bytes,
+            start=start,
+        )
+
+    def _load(self) -> None:
+        """First start of this run: the table is built from the databases and the journal after their checkpoints."""
+        reset_table(self._shared.segment)
+        self._open_journal()
+        self._table = TableWriter(self._shared.segment)
+        config, instance = self._config, self._shared.instance
+        groups = read_groups(config.data_dir / JOURNAL_DIRECTORY, instance)
+        recovered = recovery.load(config.data_dir, instance.hex(), config.classic, self._table, groups)
+        words = self._words
+        words[layout.NEXT_ORDER_ID] = recovered.next_order_id
+        for kind, checkpoint in enumerate(recovered.checkpoints):
+            words[layout.CHECKPOINT + kind] = checkpoint
+        words[layout.PERSISTED_SEQ] = min(recovered.checkpoints)
+        self._last_seq = recovered.last_seq
+        self._mark_published()
+        words[layout.JOURNAL_POSITION] = self._journal.position
+        words[layout.TABLE_STATE] = layout.TABLE_SERVING
+        records = [words[layout.RECORDS + kind] for kind in PERSISTED_KINDS]
+        log.info("loaded last_seq=%d users=%d products=%d orders=%d", recovered.last_seq, *records)
+
+    def _take_over(self) -> None:
+        """The predecessor died: publish what it journaled and did not, and learn what it did not answer."""
+        start = self._words[layout.JOURNAL_POSITION]
+        self._open_journal(start)
+        self._table = TableWriter(self._shared.segment)
+        groups = 0
+        for group in read_groups(self._config.data_dir / JOURNAL_DIRECTORY, self._shared.instance, start):
+            self._redo(group)
+            groups += 1
+        unlocked = self._table.unlock_all()
+        self._last_seq = max(self._journal.last_seq, self._words[layout.PUBLISHED_SEQ])
+        self._mark_published()
+        log.info("took over epoch=%d groups=%d slots_repaired=%d", self._epoch, groups, unlocked)
+
+    def _redo(self, group: Group) -> None:
+        """Publish a group again; what a slot holds already, by its seq, stays as it is."""
+        bodies = {}
+        for change in group.changes:
+            bodies[change.seq] = change.body
+            redo_change(self._table, change)
+            if change.kind == Kind.ORDER:
+                self._words[layout.NEXT_ORDER_ID] = max(self._words[layout.NEXT_ORDER_ID], change.id + 1)
+        for answer in _decode_answers(group.answers):
+            body = answer.body if answer.body is not None else bodies[answer.seq] or b"{}"
+            self._answered[answer.worker, answer.number] = Reply(answer.number, Outcome.DONE, answer.seq, body)
+
+
+def redo_change(table: TableWriter, change: Change) -> None:
+    """Bring one after-image into the table, unless it holds this or a later one. Its slot becomes dirty either way."""
+    if table.seq_of(change.kind, change.id) < change.seq:
+        if change.body is None:
+            table.delete(change.kind, change.id, change.seq)
+        else:
+            if change.kind == Kind.ORDER:  # the order comes after its purchase, so: no order, perhaps no purchase
+                order = _decode_order(change.body)
+                table.add_purchase(order.user_id, order.product_id, order.quantity, change.seq)
+            table.put(change.kind, change.id, change.seq, change.body, change.private)
+    table.touch(change.kind, change.id)

@@ -1,0 +1,278 @@
+"""The table: slots found by (kind, id) through linear hashing, read by everybody without locks, written by one.
+
+Writer and readers meet in the words of `server/shm/layout.py` only. Two rules carry it, tagged where they apply:
+
+[slot-order]   The writer sets bit 0 of the lock word, changes the slot, and stores the lock word with the next version.
+               A reader takes the lock word first, then key, ref and the bytes, then the lock word again: equal words
+               without bit 0 mean that all of it is one record, of the kind that the word names. This leans on x86-64
+               keeping the order of stores and of loads, and on CPython executing them as written; on other machines
+               the checksum decides as well. Words are written through `cast("Q")` only, because `struct.pack_into`
+               would show readers a 0 in between (measured: 3 % of the reads).
+[chain-order]  A hit is a hit however the reader came to the slot. A miss counts only when STRUCTURE was the same, and
+               even, before and after the walk: the writer makes it odd while it takes a slot out of a chain or splits
+               a bucket. Inserting is one store and needs neither.
+
+A reader never waits: after READ_TRIES it raises `SlotBusy`, and its caller decides. That happens only when the
+writer was interrupted inside a slot write; its successor repairs the slot from the journal.
+
+The reading half is here, the writing half in `server/shm/table_writer.py`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+from server.commands import PERSISTED_KINDS, Kind
+from server.errors import SlotBusy
+from server.shm import layout
+from server.shm.layout import (
+    BUCKETS,
+    CHECK,
+    CRC_MASK,
+    KEY,
+    KIND_MASK,
+    KIND_SHIFT,
+    LENGTH_MASK,
+    LINK_SHIFT,
+    LOCK,
+    LOCKED,
+    NEXT,
+    NEXT_MASK,
+    OFFSET_SHIFT,
+    PRIVATE_MASK,
+    PRIVATE_SHIFT,
+    REF,
+    SEQ,
+    SLOT_USED,
+    SLOT_WORDS,
+    STRUCTURE,
+    TAG_MASK,
+    WORD_BYTES,
+)
+from server.shm.segment import Segment
+
+READ_TRIES = 64  # some 50 us: far longer than a slot write, far shorter than a time slice
+PURCHASES_TRIES = 16
+WALK_MAX = 10_000  # a reader that walks this far is lost in a chain that changes
+
+# Loads and stores keep their order here, so the lock word decides alone.
+IS_STRONGLY_ORDERED = platform.machine() in ("x86_64", "AMD64")
+
+Get = Callable[[int], bytes | None]
+
+
+class SlotRecord(NamedTuple):
+    """A slot as the persister and the tools see it. `body` None: a tombstone."""
+
+    kind: int
+    id: int
+    seq: int
+    body: bytes | None
+    private: bytes
+
+
+class _SlotWords(NamedTuple):
+    kind: int
+    id: int
+    seq: int
+    ref: int
+    record: bytes
+    private: bytes
+
+
+def record_of(body: bytes) -> bytes:
+    """Return the stored form of a body: the tail of a response that wants `Content-Length: ` in front."""
+    return b"%d\r\n\r\n%b" % (len(body), body)
+
+
+def body_of(record: bytes) -> bytes:
+    """Return the body of a stored record."""
+    return record.partition(b"\r\n\r\n")[2]
+
+
+def address_mask(buckets: int) -> int:
+    """Return 2m - 1, where m is the largest power of two <= buckets: the mask of the larger address function."""
+    return (1 << buckets.bit_length()) - 1
+
+
+class TableReader:
+    """Lock-free reads, in any process."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._words = segment.words
+        self._mm = segment.mm
+        self._arena_base = segment.regions.arena
+        self._slots_base = segment.regions.slots // WORD_BYTES
+        self._bucket_bases = [start // WORD_BYTES for start in segment.regions.buckets]
+        self._seed = segment.words[layout.HASH_SEED]
+        self.getters: list[Get] = [self._make_get(kind) for kind in PERSISTED_KINDS]
+        self.get_user, self.get_product, self.get_order = self.getters
+
+    def get(self, kind: int, id: int) -> bytes | None:
+        """Return the stored record (`34\\r\\n\\r\\n{...}`), or None when there is none. Raises `SlotBusy`."""
+        return self.getters[kind](id)
+
+    def _make_get(self, kind: int) -> Get:
+        """Build the hot path of a GET: everything it needs is a local of the closure, constants are spelled out."""
+        words, mm, seed = self._words, self._mm, self._seed
+        bucket_base, arena_base = self._bucket_bases[kind], self._arena_base
+        tag, tag_mask, next_mask, length_mask = kind << KIND_SHIFT, TAG_MASK, NEXT_MASK, LENGTH_MASK
+        is_strongly_ordered = IS_STRONGLY_ORDERED
+        buckets = mask = 0
+
+        def get(id: int) -> bytes | None:
+            nonlocal buckets, mask
+            bucket = hash((id, seed)) & mask
+            if bucket >= buckets:
+                bucket &= mask >> 1
+            slot = words[bucket_base + bucket]
+            while slot:
+                lock = words[slot]  # [slot-order] lock word, key, ref, bytes, and the lock word again
+                if words[slot + 1] == id:
+                    ref = words[slot + 3]
+                    start = arena_base + (ref >> 25 & -8)
+                    record = mm[start : start + (ref & length_mask)]
+                    if words[slot] == lock and lock & tag_mask == tag and ref and is_strongly_ordered:
+                        return record
+                    break
+                slot = words[slot + 2] & next_mask
+            # a miss, a deleted record, or a slot that is being written; or the table has more buckets by now
+            buckets = words[BUCKETS + kind]
+            mask = address_mask(buckets)
+            found = self._get_with_care(kind, id)
+            return found.record if found else None
+
+        return get
+
+    def get_private(self, kind: int, id: int) -> tuple[bytes, bytes] | None:
+        """Return (body, private part) of a record, or None. Raises `SlotBusy`."""
+        found = self._get_with_care(kind, id)
+        return (body_of(found.record), found.private) if found else None
+
+    def _get_with_care(self, kind: int, id: int) -> _SlotWords | None:
+        """Return the slot of a live record, or None once it is certain that there is none."""
+        words = self._words
+        slot = 0
+        for _ in range(READ_TRIES):
+            structure = words[STRUCTURE + kind]
+            slot = self._find(kind, id)
+            if slot:
+                found = self._try_read(slot)
+                if found and found.id == id and found.kind == kind:
+                    return found if found.ref else None
+            elif not structure & 1 and words[STRUCTURE + kind] == structure:  # [chain-order]
+                return None
+        raise SlotBusy(slot)
+
+    def _find(self, kind: int, id: int) -> int:
+        """Return the slot that holds the key, tombstones included, or 0."""
+        words = self._words
+        slot = words[self._bucket(kind, hash((id, self._seed)))]
+        for _ in range(WALK_MAX):
+            if not slot or words[slot + KEY] == id:
+                break
+            slot = words[slot + NEXT] & NEXT_MASK
+        return slot
+
+    def _bucket(self, kind: int, hashed: int) -> int:
+        """Return the word of the bucket that a hash belongs to, by the number of buckets as it is now."""
+        buckets = self._words[BUCKETS + kind]
+        mask = address_mask(buckets)
+        bucket = hashed & mask
+        if bucket >= buckets:
+            bucket &= mask >> 1
+        return self._bucket_bases[kind] + bucket
+
+    def _try_read(self, slot: int) -> _SlotWords | None:
+        """Return what a slot holds, if it stayed the same meanwhile [slot-order]."""
+        words, mm = self._words, self._mm
+        lock = words[slot + LOCK]
+        key, ref, seq, check = words[slot + KEY], words[slot + REF], words[slot + SEQ], words[slot + CHECK]
+        start = self._arena_base + (ref >> OFFSET_SHIFT << 3)
+        middle = start + (ref & LENGTH_MASK)
+        record = mm[start:middle]
+        private = mm[middle : middle + (ref >> PRIVATE_SHIFT & PRIVATE_MASK)]
+        if lock & LOCKED or words[slot + LOCK] != lock:
+            return None
+        if ref and not IS_STRONGLY_ORDERED and crc32(private, crc32(record)) != check & CRC_MASK:
+            return None
+        return _SlotWords(lock >> KIND_SHIFT & KIND_MASK, key, seq, ref, record, private)
+
+    def read_slot(self, slot: int) -> SlotRecord | None:
+        """Return what a slot holds, or None for a free one. Raises `SlotBusy`."""
+        for _ in range(READ_TRIES):
+            is_used = self._words[slot + NEXT] & SLOT_USED
+            found = self._try_read(slot)
+            if found:
+                body = body_of(found.record) if found.ref else None
+                return SlotRecord(found.kind, found.id, found.seq, body, found.private) if is_used else None
+        raise SlotBusy(slot)
+
+    def is_intact(self, slot: int) -> bool:
+        """Whether the bytes of a slot match its checksum (tools). Raises `SlotBusy`."""
+        for _ in range(READ_TRIES):
+            check = self._words[slot + CHECK] & CRC_MASK
+            found = self._try_read(slot)
+            if found and check == self._words[slot + CHECK] & CRC_MASK:
+                return not found.ref or crc32(found.private, crc32(found.record)) == check
+        raise SlotBusy(slot)
+
+    def slots(self) -> range:
+        """Return every slot that was ever used."""
+        used = self._words[layout.SLOTS_USED]
+        return range(self._slots_base + SLOT_WORDS, self._slots_base + used * SLOT_WORDS, SLOT_WORDS)
+
+    def column(self, word: int) -> list[int]:
+        """Return one word of every slot ever used, in the order of `slots`."""
+        slots = self.slots()
+        return self._words[slots.start + word : slots.stop : SLOT_WORDS].tolist() if slots else []
+
+    def changed_slots(self, after: Sequence[int]) -> list[int]:
+        """Return the slots of persisted kinds changed after the seq given for each kind: one scan of the table."""
+        never = 1 << 64
+        limits = [after[kind] if kind in PERSISTED_KINDS else never for kind in range(KIND_MASK + 1)]
+        columns = zip(self.slots(), self.column(LOCK), self.column(NEXT), self.column(SEQ), strict=False)
+        return [
+            slot
+            for slot, lock, following, seq in columns
+            if seq > limits[lock >> KIND_SHIFT & KIND_MASK] and following & SLOT_USED
+        ]
+
+    def purchases(self, user_id: int) -> bytes | None:
+        """Return the JSON object of units bought per product, or None when there is no such user. Raises `SlotBusy`.
+
+        The answer is one state of all the user's purchases: no slot of the list changed while it was read.
+        """
+        user = 0
+        for _ in range(PURCHASES_TRIES):
+            if self._get_with_care(Kind.USER, user_id) is None:
+                return None
+            user = self._find(Kind.USER, user_id)
+            fragments = self._try_read_purchases(user, user_id) if user else None
+            if fragments is not None:
+                return b"{%b}" % b",".join(fragments)
+        raise SlotBusy(user)
+
+    def _try_read_purchases(self, user: int, user_id: int) -> list[bytes] | None:
+        words = self._words
+        fragments: list[bytes] = []
+        locks = [(user, words[user + LOCK])]
+        first = link = words[user + CHECK] >> LINK_SHIFT
+        while link:
+            slot = self.slot_of(link)
+            locks.append((slot, words[slot + LOCK]))
+            found = self._try_read(slot)
+            if found is None or found.kind != Kind.PURCHASE:
+                return None
+            fragments.append(body_of(found.record))
+            link = words[slot + CHECK] >> LINK_SHIFT
+        is_same_list = words[user + KEY] == user_id and words[user + CHECK] >> LINK_SHIFT == first
+        is_same = is_same_list and all(words[slot] == lock for slot, lock in locks)
+        return fragments if is_same and not any(lock & LOCKED for _, lock in locks) else None
+
+    def slot_of(self, number: int) -> int:
+        """Return the slot with this number."""
+        return self._slots_base + number * SLOT_WORDS

@@ -1,0 +1,414 @@
+"""The supervisor process: makes what outlives a child, forks the children, replaces the dead ones, stops in order.
+
+    phases of a start     writers, then the manager (loads the table), then the persister, then the workers
+    phases of a stop      workers (finish what is in flight), persister (last flush), manager and writers
+
+A phase begins when every child of the one before has said that it is ready (start) or has gone (stop). Signals and
+deaths are descriptors in one selector; nothing is polled. A child that dies outside of its own stop phase is replaced,
+also while the server stops, because the last flush needs the processes below it.
+
+There is no thread and no event loop here, so forking is safe at any time (fork context, asked for explicitly).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import os
+import resource
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+from setproctitle import setproctitle
+
+from persist import persister, writer
+from server import manager, worker
+from server.commands import DATABASE_NAMES, PERSISTED_KINDS, Kind
+from server.config import WORKERS_MAX, Config
+from server.data_directory import DataDirectory, Run
+from server.errors import MillraceError
+from server.listeners import open_listeners
+from server.message_socket import message_pair
+from server.shared import Shared
+from server.shm import counters, layout
+from server.shm.counters import counters_block
+from server.shm.segment import Segment
+from server.shm.table import TableReader
+
+log = logging.getLogger(__name__)
+
+EXIT_OK, EXIT_CRASH, EXIT_START, EXIT_CONFIG, EXIT_UNFLUSHED = 0, 1, 3, 4, 5
+
+SPARE_SLOTS = 4  # worker slots that SIGTTIN can fill; each costs a listening socket, which a burst of clients may queue on
+HEALTHY_S = 10.0  # a child that lived this long is restarted at once
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 5.0
+EPOCH_SHIFT = 20  # epoch = run << 20 | starts of the manager in this run
+DRAIN_S = 15.0  # a worker told to stop is killed after this
+LEAVE_S = 5.0  # manager and writers have nothing left to do when they are told to stop
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
+_CONTEXT = multiprocessing.get_context("fork")
+
+
+@dataclass(slots=True)
+class Child:
+    """A role and the process that has it now."""
+
+    name: str
+    block: int  # of its counters
+    stop_signal: signal.Signals
+    run: Callable[[], int]
+    process: BaseProcess | None = None
+    started_at: float = 0.0
+    is_ready: bool = False
+    is_wanted: bool = False
+    failures: int = 0  # deaths in a row before it was healthy
+    restart_at: float = field(default=float("inf"))
+
+
+def run(config: Config) -> int:
+    """Run the server; return the exit code of the process."""
+    directory = DataDirectory(config.data_dir)
+    try:
+        return Supervisor(config, directory).run()
+    finally:
+        directory.close()
+
+
+class Supervisor:
+    """All handles and all children; `run` is the loop."""
+
+    def __init__(self, config: Config, directory: DataDirectory) -> None:
+        """Make everything that must outlive a child. Raises `StartError`, `DataError`, `ConfigError`."""
+        self._config = config
+        self._directory = directory
+        self._selector = selectors.DefaultSelector()
+        self._signals: list[int] = []
+        self._exit_code: int | None = None
+        self._stop_stage: list[list[Child]] = []
+        self._deadline = float("inf")
+        self._rolling: list[Child] = []
+        self._is_stopping = self._is_serving = False
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        _raise_descriptor_limit()
+        instance = directory.next_run("classic" if config.classic else "default")
+        if stale := directory.remove_stale_segment():
+            log.warning("removed the segment of a killed run segment=%s", stale)
+        self._run_number = instance.run
+        slots = min(WORKERS_MAX, config.workers + SPARE_SLOTS)
+        listeners = open_listeners(config.host, config.port, config.workers)
+        self.port = listeners[0].getsockname()[1]
+        [admin_listener] = open_listeners(config.host, config.admin_port, 1)
+        self.admin_port = admin_listener.getsockname()[1]
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._shared = Shared(
+            instance=instance.id,
+            segment=Segment.create(config.memory_bytes, config.classic),
+            listeners=listeners,
+            admin_listener=admin_listener,
+            command_pairs=[message_pair() for _ in range(slots)],
+            persist_pair=message_pair(),
+            writer_pairs={kind: message_pair() for kind in PERSISTED_KINDS},
+            supervisor_pidfd=os.pidfd_open(os.getpid()),
+            ready_fd=ready_write,
+        )
+        self._words = self._shared.segment.words
+        self._counters = counters_block(self._shared.segment, counters.SUPERVISOR)
+        self._counters[counters.PID] = os.getpid()
+        self._counters[counters.STARTED_MS] = int(time.time() * 1000)
+        self._writers = [self._writer(kind) for kind in PERSISTED_KINDS]
+        self._manager = Child("manager", counters.MANAGER, signal.SIGUSR1, self._run_manager)
+        self._persister = Child("persister", counters.PERSISTER, signal.SIGUSR1, self._run_persister)
+        self._workers = [self._worker(slot) for slot in range(config.workers)]
+        self._start_phases = [self._writers, [self._manager], [self._persister], self._workers]
+        self._ready_fd = ready_read
+
+    # ---- the children --------------------------------------------------------------------------
+
+    def _writer(self, kind: Kind) -> Child:
+        def run() -> int:
+            return writer.main(self._config, self._shared, kind)
+
+        return Child(f"writer-{DATABASE_NAMES[kind]}", counters.WRITER + kind, signal.SIGUSR1, run)
+
+    def _worker(self, slot: int) -> Child:
+        def run() -> int:
+            return worker.main(self._config, self._shared, slot)
+
+        return Child(f"worker-{slot}", counters.WORKER + slot, signal.SIGTERM, run)
+
+    def _run_manager(self) -> int:
+        return manager.main(self._config, self._shared, self._words[layout.MANAGER_EPOCH])
+
+    def _run_persister(self) -> int:
+        return persister.main(self._config, self._shared)
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*self._writers, self._manager, self._persister, *self._workers]
+
+    def _start(self, child: Child) -> None:
+        block = counters_block(self._shared.segment, child.block)
+        block[counters.STARTS] += 1
+        if child is self._manager:
+            self._next_epoch()
+        child.process = _CONTEXT.Process(target=self._child_main, args=(child,), daemon=False)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the child unblocks them once it has its own handlers
+        try:
+            child.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        child.started_at = time.monotonic()
+        child.restart_at = float("inf")
+        child.is_ready, child.is_wanted = False, True
+        self._selector.register(child.process.sentinel, selectors.EVENT_READ, child)
+        self._write_run()
+
+    def _child_main(self, child: Child) -> None:
+        """In the child: take a name, run the role, leave with its code."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_IGN)
+        role, _, which = child.name.partition("-")
+        setproctitle(f"millrace: {role} {which}".rstrip())
+        block = counters_block(self._shared.segment, child.block)
+        block[counters.PID] = os.getpid()
+        block[counters.STARTED_MS] = int(time.time() * 1000)
+        gc.freeze()
+        try:
+            code = child.run()
+        except MillraceError as error:
+            log.error("%s can not go on: %s", child.name, error)
+            code = EXIT_START
+        except Exception:
+            block[counters.ERRORS] += 1
+            log.exception("%s crashed", child.name)
+            code = EXIT_CRASH
+        sys.exit(code)
+
+    def _next_epoch(self) -> None:
+        starts = counters_block(self._shared.segment, counters.MANAGER)[counters.STARTS]
+        self._words[layout.MANAGER_EPOCH] = self._run_number << EPOCH_SHIFT | starts
+
+    def _write_run(self) -> None:
+        pids = {"supervisor": os.getpid()}
+        pids.update({child.name: child.process.pid or 0 for child in self._children if child.process is not None})
+        run = Run(self._config.host, self.port, self.admin_port, self._started, self._shared.segment.name, pids)
+        self._directory.write_run(run)
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start, watch and stop the children; return the exit code."""
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, self._note_signal)
+        setproctitle("millrace: supervisor")
+        self._selector.register(wake_read, selectors.EVENT_READ, wake_read)
+        self._selector.register(self._ready_fd, selectors.EVENT_READ, self._ready_fd)
+        try:
+            self._start_next_phase()
+            while self._exit_code is None:
+                for key, _ in self._selector.select(self._timeout_s()):
+                    if isinstance(key.data, Child):
+                        self._reap(key.data)
+                    elif key.data == self._ready_fd:
+                        self._note_ready()
+                    else:
+                        os.read(wake_read, 512)
+                while self._signals:
+                    self._handle_signal(self._signals.pop(0))
+                self._act_on_time()
+            return self._exit_code
+        finally:
+            self._kill_all()
+            signal.set_wakeup_fd(-1)
+            self._close()
+
+    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def _timeout_s(self) -> float | None:
+        at = min([self._deadline, *(child.restart_at for child in self._children)])
+        return None if at == float("inf") else max(0.0, at - time.monotonic())
+
+    def _act_on_time(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            if child.restart_at <= now:
+                self._start(child)
+        if self._deadline <= now:
+            self._miss_deadline()
+
+    def _start_next_phase(self) -> None:
+        """Start the next children; after the last phase, serve."""
+        if self._start_phases:
+            for child in self._start_phases[0]:
+                self._start(child)
+        else:
+            self._is_serving = True
+            host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+            print(f"ready http://{host}:{self.port} pid={os.getpid()} workers={self._config.workers}", flush=True)
+
+    def _note_ready(self) -> None:
+        for block in os.read(self._ready_fd, 512):
+            for child in self._children:
+                if child.block == block and child.process is not None:
+                    child.is_ready = True
+                    log.info("ready role=%s pid=%d", child.name, child.process.pid)
+        if self._start_phases and not self._is_stopping and all(child.is_ready for child in self._start_phases[0]):
+            self._start_phases.pop(0)
+            self._start_next_phase()
+        self._roll_next()
+
+    def _reap(self, child: Child) -> None:
+        """A child has gone: as told, or it has to be replaced."""
+        process = child.process
+        if process is None:
+            return
+        self._selector.unregister(process.sentinel)
+        process.join()
+        code = process.exitcode
+        process.close()
+        child.process, child.is_ready = None, False
+        counters_block(self._shared.segment, child.block)[counters.PID] = 0
+        if not child.is_wanted:
+            log.info("left role=%s code=%s", child.name, code)
+            self._next_stop_stage()
+            return
+        if child is self._manager:
+            self._words[layout.MANAGER_EPOCH] += 1  # from now on no manager is ready
+        log.warning("died role=%s code=%s", child.name, code)
+        if code == EXIT_START and not self._is_serving:
+            self._exit_code = EXIT_START
+            return
+        self._restart_later(child)
+
+    def _restart_later(self, child: Child) -> None:
+        now = time.monotonic()
+        child.failures = 0 if now - child.started_at >= HEALTHY_S else child.failures + 1
+        delay = 0.0 if child.failures <= 1 else min(BACKOFF_FIRST_S * 2 ** (child.failures - 2), BACKOFF_MAX_S)
+        child.restart_at = now + delay
+        self._write_run()
+
+    # ---- signals -------------------------------------------------------------------------------
+
+    def _handle_signal(self, number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            if self._is_stopping:
+                log.warning("second signal: leaving at once, the journal keeps the rest")
+                self._finish()
+            else:
+                self._stop()
+        elif number == signal.SIGHUP and self._is_serving and not self._is_stopping:
+            log.info("rolling restart of %d workers", len(self._workers))
+            self._rolling.extend(child for child in self._workers if child not in self._rolling)
+            self._roll_next()
+
+    def _roll_next(self) -> None:
+        """Replace the next worker of a rolling restart, once all the others serve."""
+        if self._rolling and not self._is_stopping and all(child.is_ready for child in self._workers):
+            child = self._rolling.pop(0)
+            child.failures = 0
+            self._tell(child)
+            child.is_wanted = True  # it comes back
+
+    # ---- stopping ------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        log.info("stopping")
+        self._is_stopping = True
+        self._stop_started = time.monotonic()
+        self._rows_before = self._rows_written()
+        self._stop_stage = [self._workers, [self._persister], [self._manager, *self._writers]]
+        if not self._is_serving:  # nothing was acknowledged, the databases are as they were
+            self._stop_stage = [self._children]
+        self._begin_stop_stage(DRAIN_S)
+
+    def _begin_stop_stage(self, limit_s: float) -> None:
+        self._deadline = time.monotonic() + limit_s
+        for child in self._stop_stage[0]:
+            child.restart_at = float("inf")
+            child.is_wanted = False
+            self._tell(child)
+        self._next_stop_stage()
+
+    def _tell(self, child: Child) -> None:
+        if child.process is not None and child.process.pid is not None:
+            os.kill(child.process.pid, child.stop_signal)
+
+    def _next_stop_stage(self) -> None:
+        """Go on once all children of this stage have gone."""
+        if not self._is_stopping or any(child.process is not None for child in self._stop_stage[0]):
+            return
+        self._stop_stage.pop(0)
+        if not self._stop_stage:
+            self._finish()
+        else:
+            self._begin_stop_stage(self._config.stop_timeout_s if self._stop_stage[0] == [self._persister] else LEAVE_S)
+
+    def _miss_deadline(self) -> None:
+        """Kill what did not leave in time and go on; nothing is lost, the journal has it."""
+        self._deadline = float("inf")
+        for child in self._stop_stage[0]:
+            if child.process is not None:
+                log.warning("killed after its time to leave role=%s", child.name)
+                child.process.kill()
+
+    def _finish(self) -> None:
+        """Say truthfully what was flushed, and set the exit code."""
+        self._kill_all()
+        checkpoints = [self._words[layout.CHECKPOINT + kind] for kind in PERSISTED_KINDS]
+        rows_left = len(TableReader(self._shared.segment).changed_slots(checkpoints)) if self._is_serving else 0
+        rows = self._rows_written() - self._rows_before
+        seconds = time.monotonic() - self._stop_started
+        published_seq = self._words[layout.PUBLISHED_SEQ]
+        print(
+            f"stopped last_seq={published_seq} rows_flushed={rows} rows_left_in_journal={rows_left} seconds={seconds:.2f}",
+            flush=True,
+        )
+        self._exit_code = EXIT_UNFLUSHED if rows_left else EXIT_OK
+
+    def _rows_written(self) -> int:
+        blocks = [counters_block(self._shared.segment, child.block) for child in self._writers]
+        return sum(block[counters.WRITER_ROWS] for block in blocks)
+
+    def _kill_all(self) -> None:
+        for child in self._children:
+            process, child.process = child.process, None
+            if process is not None:
+                process.kill()
+                process.join()
+                process.close()
+
+    def _close(self) -> None:
+        shared = self._shared
+        self._words.release()
+        self._counters.release()
+        self._selector.close()
+        for listener in (*shared.listeners, shared.admin_listener):
+            listener.close()
+        for pair in (*shared.command_pairs, shared.persist_pair, *shared.writer_pairs.values()):
+            for end in pair:
+                end.close()
+        os.close(shared.supervisor_pidfd)
+        gc.collect()  # views of the segment in dropped objects
+        shared.segment.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """A worker needs a descriptor per connection: use all that the system allows."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+

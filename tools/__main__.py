@@ -1,0 +1,39 @@
+"""`python -m tools <command>`: one entry for everything an operator or a tester runs beside the server.
+
+Each command is the module of its name with `main(arguments) -> exit code`. It is imported when it is asked for, so a
+tool that wants much does not slow down the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "load": "send the original work (users, products, orders) to a running server and read everything back",
+    "verify": "compare every record in memory with the SQLite files",
+}
+EXIT_USAGE = 2
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command named by the first argument and return its exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else EXIT_USAGE
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"no such command: {name}\n\n{_usage()}", file=sys.stderr)
+        return EXIT_USAGE
+    code: int = importlib.import_module(f"tools.{name}").main(arguments[1:])
+    return code
+
+
+def _usage() -> str:
+    lines = ["usage: python -m tools <command> [options]", "", "commands (each has --help):"]
+    lines += [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
