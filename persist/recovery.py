@@ -142,7 +142,7 @@ class _Loader:
         put, count = self._table.put, 0
         for id, username, email, password in rows:
             body = encode_json(ClassicUser(id, username, email, password))
-            put(Kind.USER, id, ROW_SEQ, body, password.encode())
+            put(Kind.USER, id, ROW_SEQ, body, (password or "").encode())
             count += 1
         return count
 

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_CRASH, EXIT_START, EXIT_CONFIG, EXIT_UNFLUSHED = 0, 1, 3, 4, 5
 
-SPARE_SLOTS = 4  # worker slots that SIGTTIN can fill; each costs a listening socket, which a burst of clients may queue on
+SPARE_SLOTS = 4  # worker slots beyond --workers that SIGTTIN can fill; each costs a socket pair
 HEALTHY_S = 10.0  # a child that lived this long is restarted at once
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -70,7 +70,8 @@ class Child:
     process: BaseProcess | None = None
     started_at: float = 0.0
     is_ready: bool = False
-    is_wanted: bool = False
+    is_wanted: bool = False  # a death means a replacement
+    is_told_to_leave: bool = False
     failures: int = 0  # deaths in a row before it was healthy
     restart_at: float = field(default=float("inf"))
 
@@ -98,6 +99,8 @@ class Supervisor:
         self._deadline = float("inf")
         self._rolling: list[Child] = []
         self._is_stopping = self._is_serving = False
+        self._stop_started = 0.0
+        self._rows_before = 0
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         _raise_descriptor_limit()
         instance = directory.next_run("classic" if config.classic else "default")
@@ -169,7 +172,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         child.started_at = time.monotonic()
         child.restart_at = float("inf")
-        child.is_ready, child.is_wanted = False, True
+        child.is_ready, child.is_wanted, child.is_told_to_leave = False, True, False
         self._selector.register(child.process.sentinel, selectors.EVENT_READ, child)
         self._write_run()
 
@@ -187,6 +190,7 @@ class Supervisor:
         try:
             code = child.run()
         except MillraceError as error:
+            block[counters.ERRORS] += 1
             log.error("%s can not go on: %s", child.name, error)
             code = EXIT_START
         except Exception:
@@ -282,14 +286,16 @@ class Supervisor:
         process.close()
         child.process, child.is_ready = None, False
         counters_block(self._shared.segment, child.block)[counters.PID] = 0
-        if not child.is_wanted:
-            log.info("left role=%s code=%s", child.name, code)
-            self._next_stop_stage()
-            return
         if child is self._manager:
             self._words[layout.MANAGER_EPOCH] += 1  # from now on no manager is ready
-        log.warning("died role=%s code=%s", child.name, code)
-        if code == EXIT_START and not self._is_serving:
+        if child.is_told_to_leave:
+            log.info("left role=%s code=%s", child.name, code)
+        else:
+            log.warning("died role=%s code=%s", child.name, code)
+        if not child.is_wanted:
+            self._next_stop_stage()
+            return
+        if code == EXIT_START and not self._is_serving:  # it has said why; another try would say the same
             self._exit_code = EXIT_START
             return
         self._restart_later(child)
@@ -321,7 +327,6 @@ class Supervisor:
             child = self._rolling.pop(0)
             child.failures = 0
             self._tell(child)
-            child.is_wanted = True  # it comes back
 
     # ---- stopping ------------------------------------------------------------------------------
 
@@ -344,6 +349,7 @@ class Supervisor:
         self._next_stop_stage()
 
     def _tell(self, child: Child) -> None:
+        child.is_told_to_leave = True
         if child.process is not None and child.process.pid is not None:
             os.kill(child.process.pid, child.stop_signal)
 
@@ -374,7 +380,8 @@ class Supervisor:
         seconds = time.monotonic() - self._stop_started
         published_seq = self._words[layout.PUBLISHED_SEQ]
         print(
-            f"stopped last_seq={published_seq} rows_flushed={rows} rows_left_in_journal={rows_left} seconds={seconds:.2f}",
+            f"stopped last_seq={published_seq} rows_flushed={rows} rows_left_in_journal={rows_left}"
+            f" seconds={seconds:.2f}",
             flush=True,
         )
         self._exit_code = EXIT_UNFLUSHED if rows_left else EXIT_OK

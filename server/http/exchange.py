@@ -36,7 +36,16 @@ class Request(NamedTuple):
 class Counts:
     """What happened since the worker last added it to its counters in shared memory."""
 
-    __slots__ = ("client_errors", "connections", "errors", "exchanges", "fast_reads", "reads", "server_errors", "slot_retries")
+    __slots__ = (
+        "client_errors",
+        "connections",
+        "errors",
+        "exchanges",
+        "fast_reads",
+        "reads",
+        "server_errors",
+        "slot_retries",
+    )
 
     def __init__(self) -> None:
         self.clear()
@@ -55,7 +64,16 @@ class Counts:
 class Exchange:
     """One request that waits for its answer, or has it but waits for its turn."""
 
-    __slots__ = ("_connection_option", "_counts", "_is_head", "_on_answer", "_replies", "answer", "is_alone", "is_first")
+    __slots__ = (
+        "_connection_option",
+        "_counts",
+        "_is_head",
+        "_on_answer",
+        "_replies",
+        "answer",
+        "is_alone",
+        "is_first",
+    )
 
     def __init__(
         self,
@@ -81,7 +99,7 @@ class Exchange:
         return self._connection_option == b"close"
 
     def attempt(self, step: Callable[..., bytes | Later], *arguments: object) -> bytes | Later:
-        """Run a step of this request: bytes are its answer. The boundary of a request: no step takes the worker along."""
+        """Run a step of this request; bytes are its answer. No step takes the worker along: this is the boundary."""
         try:
             answer = step(*arguments)
         except Exception:

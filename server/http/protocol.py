@@ -7,14 +7,14 @@
 The fast path takes `GET /user/5 HTTP/1.1` with a header section that the careful path has accepted before, byte for
 byte, as plain. It looks at nothing else, and whatever does not fit goes the careful path.
 
-Order: the answers of a connection leave in the order of its requests. Writes that follow each other are with the manager
-together, and it applies them in that order. A request that looks at memory itself (every read) waits until all before it
-are answered, so it sees them; it and what follows stay in the input meanwhile.
+Order: the answers of a connection leave in the order of its requests. Writes that follow each other are with the
+manager together, and it applies them in that order. A request that looks at memory itself (every read) waits until all
+before it are answered, so it sees them; it and what follows stay in the input meanwhile.
 
 What always holds: the input is bounded (reading pauses), the output is bounded (a turn ends, and serving pauses
 while the client does not read), every state has a deadline, enforced by the sweep of the endpoint once a second.
-A refused request ends the connection, but only after the answers before it; the end lingers, so that a client that still
-sends gets to read the answer instead of a reset.
+A refused request ends the connection, but only after the answers before it; the end lingers, so that a client that
+still sends gets to read the answer instead of a reset.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Endpoint:
         self.heads = HeadReader()
         self.known_sections: Mapping[bytes, Fields] = self.heads.known
         self.is_stopping = False
+        self._on_empty: Callable[[], None] | None = None
         idle, head, body = config.idle_timeout_s, config.header_timeout_s, config.body_timeout_s
         timeouts_s = {Phase.IDLE: idle, Phase.HEAD: head, Phase.BODY: body, Phase.ROOM: idle, Phase.END: LINGER_S}
         # one tick more: a deadline is set within a tick, not at its beginning
@@ -100,11 +101,18 @@ class Endpoint:
         for connection in [connection for connection in self.connections if connection.deadline <= tick]:
             connection.expire()
 
-    def stop(self) -> None:
+    def stop(self, on_empty: Callable[[], None]) -> None:
         """Let every further answer be the last of its connection, and close what has been idle for a while."""
         self.is_stopping = True
+        self._on_empty = on_empty
         self.known_sections = {}  # nothing takes the fast path from now on
-        self.close_idle(self.idle_deadline - 1)
+        self.close_idle(self.idle_deadline - 2)
+
+    def forget(self, connection: Connection) -> None:
+        """Drop a connection that is closed."""
+        self.connections.discard(connection)
+        if self._on_empty is not None and not self.connections:
+            self._on_empty()
 
     def close_idle(self, deadline_max: int) -> None:
         """Close connections without a request whose deadline is not after this one."""
@@ -149,7 +157,7 @@ class Connection(asyncio.Protocol):
         self._chunked: ChunkedBody | None = None
         self._parked: tuple[Head, bytes] | None = None  # a request that must be the first
         self._exchanges: deque[Exchange] = deque()
-        self._phase = Phase.IDLE
+        self._phase: Phase = Phase.IDLE
         self._is_fast = True  # nothing is under way: the fast path may look at what comes
         self._is_fresh = False  # a request was taken since the deadline was set
         self._is_continued = False  # the request whose body arrives got its 100
@@ -175,7 +183,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the form that asyncio asks for
         """Leave; answers that are still to come have nowhere to go."""
-        self._endpoint.connections.discard(self)
+        self._endpoint.forget(self)
         self._transport = None
         self._enter_end()
 
@@ -260,7 +268,8 @@ class Connection(asyncio.Protocol):
 
     def _serve(self) -> None:
         """Serve what can be served now, send the answers whose turn has come, and see what to wait for."""
-        if self._is_serving or self._phase is Phase.END:
+        transport = self._transport
+        if self._is_serving or self._phase is Phase.END or transport is None or transport.is_closing():
             return
         self._is_serving = True
         self._is_yielding = False
@@ -377,7 +386,7 @@ class Connection(asyncio.Protocol):
     def _settle(self) -> None:
         """Name what the connection waits for now, and give that a deadline."""
         transport = self._transport
-        if transport is None or self._phase is Phase.END:
+        if transport is None or self._phase is Phase.END or transport.is_closing():
             return
         unserved = len(self._input) - self._start
         if not unserved:

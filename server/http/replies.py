@@ -104,11 +104,14 @@ class Replies:
         if reply is None:
             return self.error(504, "no answer in time: the write may or may not be applied", is_order=is_order)
         if reply.outcome is Outcome.DONE:
-            return b"HTTP/1.1 200 OK\r\n%bWrite-Seq: %d\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-                self._clock.date,
-                reply.seq,
-                len(reply.body),
-                reply.body,
+            return (
+                b"HTTP/1.1 200 OK\r\n%bWrite-Seq: %d\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+                % (
+                    self._clock.date,
+                    reply.seq,
+                    len(reply.body),
+                    reply.body,
+                )
             )
         status, detail = _REFUSALS[reply.outcome]
         if is_order and reply.outcome is Outcome.MISSING:

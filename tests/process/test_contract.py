@@ -1,7 +1,7 @@
 """Every row of the HTTP contract, in both contracts, against a real server: one table of requests per resource.
 
-A row is sent to a world of its own: a user and a product with the id `ID` exist, `NEW` does not. Both words are replaced
-in the text of a row, so bodies stand here exactly as they travel. Success bodies are compared byte by byte.
+A row is sent to a world of its own: a user and a product with the id `ID` exist, `NEW` does not. Both words are
+replaced in the text of a row, so bodies stand here exactly as they travel. Success bodies are compared byte by byte.
 """
 
 from __future__ import annotations

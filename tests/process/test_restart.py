@@ -53,14 +53,6 @@ def rows_of(server: ServerProcess) -> dict[str, list[tuple[object, ...]]]:
     return {name: server.rows(name) for name in ("users", "products", "orders")}
 
 
-def canonical(answers: dict[str, tuple[int, bytes]]) -> dict[str, object]:
-    """Make answers comparable where the contract leaves an order open: the products of one user's purchases."""
-    return {
-        path: (status, json.loads(body)) if "purchased" in path else (status, body)
-        for path, (status, body) in answers.items()
-    }
-
-
 def test_after_stop_and_start_every_get_answers_as_before(server: ServerProcess, tmp_path: Path) -> None:
     run_load(server, tmp_path / "report.json")
     before = read_all(server)
@@ -80,10 +72,7 @@ def test_after_stop_and_start_every_get_answers_as_before(server: ServerProcess,
     assert [row[0] for row in rows["orders"]] == list(range(1, ORDERS + 1))
 
     server.start()
-    assert canonical(read_all(server)) == canonical(before)
-    with server.client() as client:
-        order = client.post("/order", {"command": "place order", "product_id": 1, "user_id": 1, "quantity": 1})
-        assert (order.status, order.json.get("id")) in ((200, ORDERS + 1), (400, None))
+    assert read_all(server) == before
 
 
 def test_second_stop_and_start_without_writes_changes_nothing(server: ServerProcess, tmp_path: Path) -> None:
@@ -93,7 +82,7 @@ def test_second_stop_and_start_without_writes_changes_nothing(server: ServerProc
     rows = rows_of(server)
     for _ in range(2):
         server.start()
-        assert canonical(read_all(server)) == canonical(before)
+        assert read_all(server) == before
         assert server.stop() == 0
         assert rows_of(server) == rows
 

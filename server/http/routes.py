@@ -1,0 +1,234 @@
+"""The public port: from a request to the table (reads) or to the manager (writes), and back to an answer.
+
+Reads wait until every earlier request of their connection is answered, so a client sees its own writes. A busy slot
+means that the manager was interrupted inside a slot write; its successor repairs it, so a read tries again for a while.
+Checks come first: a request that is wrong in itself gets its 400 before anything is looked up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
+
+from msgspec import UNSET
+
+from server.commands import INT_MAX, Command, DeleteUser, Kind, Reply
+from server.config import Config, Durability, parse_durability
+from server.errors import ConfigError, QueueFull, SlotBusy
+from server.http import bodies
+from server.http.bodies import BodyInvalid, UserBody
+from server.http.exchange import Counts, Exchange, Later, Request
+from server.http.passwords import HashingFull, PasswordPool, classic_secret, derive_secret, make_secret
+from server.http.replies import Replies
+
+SLOT_RETRY_S = 0.001
+SLOT_RETRIES_MAX = 2000  # 2 s: a killed manager is replaced, and its slot repaired, well within
+
+KINDS = {"user": Kind.USER, "product": Kind.PRODUCT, "order": Kind.ORDER}
+READ_METHODS = (b"GET", b"HEAD")
+
+_ID = re.compile(r"0|[1-9][0-9]{0,18}")
+_TARGET = re.compile(rb"(?:https?://[^/?#]*(?=[/?]|$)|(?=/|\*$))(?P<path>[^?#]*)(?:\?[^#]*)?", re.IGNORECASE)
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+class Table(Protocol):
+    """What is read (server/shm/table.py)."""
+
+    @property
+    def getters(self) -> list[Callable[[int], bytes | None]]: ...
+    def get_private(self, kind: int, id: int) -> tuple[bytes, bytes] | None: ...
+    def purchases(self, user_id: int) -> bytes | None: ...
+
+
+class Queue(Protocol):
+    """Where commands go (server/command_queue.py)."""
+
+    def submit(self, command: Command, level: Durability, on_reply: Callable[[Reply | None], None]) -> None: ...
+
+
+class TargetInvalid(ValueError):
+    """A request target that names no path."""
+
+
+def path_segments(target: bytes) -> list[str]:
+    """Return the decoded segments of a target's path (origin or absolute form). Raises `TargetInvalid`."""
+    match = _TARGET.fullmatch(target)
+    if match is None or _BROKEN_ESCAPE.search(target):
+        raise TargetInvalid
+    segments = (match["path"] or b"/").split(b"/")
+    try:
+        return [(unquote_to_bytes(segment) if b"%" in segment else segment).decode() for segment in segments]
+    except UnicodeDecodeError:
+        raise TargetInvalid from None
+
+
+def parse_id(text: str) -> int | None:
+    """Return the id that a path segment spells as a JSON integer, or None."""
+    if _ID.fullmatch(text) and (id := int(text)) <= INT_MAX:
+        return id
+    return None
+
+
+def fast_getters(table: Table) -> Mapping[bytes, Callable[[int], bytes | None]]:
+    """Return the reads of the fast path by what stands before the id in their request line."""
+    return {b"GET /%b" % name.encode(): table.getters[kind] for name, kind in KINDS.items()}
+
+
+class Shop:
+    """The service of the public port."""
+
+    def __init__(
+        self,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        replies: Replies,
+        counts: Counts,
+        table: Table,
+        queue: Queue,
+        passwords: PasswordPool,
+    ) -> None:
+        self._is_classic = config.classic
+        self._level = config.durability
+        self._loop = loop
+        self._replies = replies
+        self._counts = counts
+        self._table = table
+        self._queue = queue
+        self._passwords = passwords
+
+    def handle(self, request: Request, exchange: Exchange) -> bytes | Later:
+        """Find what a request asks for."""
+        try:
+            segments = path_segments(request.target)
+        except TargetInvalid:
+            return self._replies.error(400, "malformed request target")
+        match segments:
+            case ["", "user" | "product" | "order" as name]:
+                return self._write(KINDS[name], request, exchange)
+            case ["", "user", "purchased", id]:
+                return self._read(request, exchange, id, False, self._purchases)
+            case ["", "user" | "product" | "order" as name, id]:
+                return self._read(request, exchange, id, name == "order", partial(self._record, name))
+            case ["", "healthz"]:
+                return healthz(request, self._replies)
+        return self._replies.error(404, "there is nothing at this path")
+
+    # ---- reads
+
+    def _read(
+        self, request: Request, exchange: Exchange, text: str, is_order: bool, fetch: Callable[[int], bytes]
+    ) -> bytes | Later:
+        if request.method not in READ_METHODS:
+            return not_allowed(self._replies, b"GET, HEAD", is_order)
+        id = parse_id(text)
+        if id is None:
+            return self._replies.error(400, "the id in the path must be an integer from 0 to 2^63-1", is_order=is_order)
+        if not exchange.is_first:
+            return Later.AGAIN
+        return self._look(exchange, is_order, partial(fetch, id))
+
+    def _record(self, name: str, id: int) -> bytes:
+        record = self._table.getters[KINDS[name]](id)
+        if record is None:
+            return self._replies.error(404, f"there is no {name} with this id", is_order=name == "order")
+        self._counts.reads += 1
+        return self._replies.record(record)
+
+    def _purchases(self, user_id: int) -> bytes:
+        body = self._table.purchases(user_id)
+        if body is None:
+            return self._replies.error(404, "there is no user with this id")
+        self._counts.reads += 1
+        return self._replies.ok(body)
+
+    def _look(
+        self, exchange: Exchange, is_order: bool, look: Callable[[], bytes | Later], tries: int = 0
+    ) -> bytes | Later:
+        """Run `look`, which reads the table; while the slot is busy, again and again, a millisecond apart."""
+        try:
+            return look()
+        except SlotBusy:
+            self._counts.slot_retries += 1
+        if tries >= SLOT_RETRIES_MAX:
+            return self._replies.unavailable("the record is locked: the manager is being replaced", is_order)
+        exchange.is_alone = True
+        self._loop.call_later(SLOT_RETRY_S, exchange.attempt, self._look, exchange, is_order, look, tries + 1)
+        return Later.ANSWER
+
+    # ---- writes
+
+    def _write(self, kind: Kind, request: Request, exchange: Exchange) -> bytes | Later:
+        is_order = kind is Kind.ORDER
+        if request.method != b"POST":
+            return not_allowed(self._replies, b"POST", is_order)
+        try:
+            level = self._level if request.durability is None else parse_durability(request.durability)
+            if kind is Kind.USER:
+                return self._write_user(bodies.decode_user(request.body, self._is_classic), level, exchange)
+            decode = bodies.decode_order if is_order else bodies.decode_product
+            return self._submit(kind, decode(request.body), level, exchange)
+        except (BodyInvalid, ConfigError) as error:
+            return self._replies.error(400, str(error), is_order=is_order)
+
+    def _submit(self, kind: Kind, command: Command, level: Durability, exchange: Exchange) -> bytes | Later:
+        """Send a command; its outcome is the answer."""
+
+        def on_reply(reply: Reply | None) -> None:
+            exchange.attempt(self._replies.outcome, kind, reply)
+
+        try:
+            self._queue.submit(command, level, on_reply)
+        except QueueFull:
+            return self._replies.unavailable(
+                "not applied: too many writes wait, or the manager is being replaced", kind is Kind.ORDER
+            )
+        return Later.ANSWER
+
+    # ---- users: the password is hashed first, and nothing of the connection may pass meanwhile
+
+    def _write_user(self, body: UserBody, level: Durability, exchange: Exchange) -> bytes | Later:
+        password = body.password
+        if password is UNSET:
+            return self._submit(Kind.USER, body.command(None), level, exchange)
+        if self._is_classic:
+            return self._submit(Kind.USER, body.command(classic_secret(password)), level, exchange)
+        if not exchange.is_first:
+            return Later.AGAIN
+        if isinstance(body.command(None), DeleteUser):
+            return self._look(exchange, False, partial(self._delete_user, body, password, level, exchange))
+        return self._hash(partial(make_secret, password), body, level, exchange)
+
+    def _delete_user(self, body: UserBody, password: str, level: Durability, exchange: Exchange) -> bytes | Later:
+        """Derive the secret as the stored one was made; the manager compares them."""
+        stored = self._table.get_private(Kind.USER, body.id)
+        if stored is None or not stored[1]:  # no such user, or one without a password: the manager says
+            return self._submit(Kind.USER, body.command(None), level, exchange)
+        return self._hash(partial(derive_secret, password, stored[1].decode()), body, level, exchange)
+
+    def _hash(self, hashing: Callable[[], str], body: UserBody, level: Durability, exchange: Exchange) -> bytes | Later:
+        def submit(future: asyncio.Future[str]) -> bytes | Later:
+            return self._submit(Kind.USER, body.command(future.result()), level, exchange)
+
+        exchange.is_alone = True
+        try:
+            self._passwords.submit(hashing, partial(exchange.attempt, submit))
+        except HashingFull:
+            return self._replies.unavailable("not applied: too many passwords wait to be hashed")
+        return Later.ANSWER
+
+
+def not_allowed(replies: Replies, methods: bytes, is_order: bool = False) -> bytes:
+    """Answer 405 with the methods that are."""
+    return replies.error(405, "this path has other methods", fields=b"Allow: %b\r\n" % methods, is_order=is_order)
+
+
+def healthz(request: Request, replies: Replies) -> bytes:
+    """Answer that the process answers."""
+    if request.method not in READ_METHODS:
+        return not_allowed(replies, b"GET, HEAD")
+    return replies.ok(b'{"status":"ok"}')
