@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from server.config import Config, parse_boolean, parse_durability, parse_size
+from server.config import WORKERS_MAX, Config, parse_boolean, parse_durability, parse_size
 from server.errors import ConfigError, DataError, StartError
 from server.logs import configure_logs
 from server.supervisor import EXIT_CONFIG, EXIT_START, run
@@ -79,13 +79,15 @@ def build_config(arguments: Mapping[str, str], environment: Mapping[str, str]) -
             given[flag] = environment[variable]
         if flag in arguments:
             given[flag] = arguments[flag]
-    settings: dict[str, object] = {"workers": os.cpu_count() or 1}
+    settings: dict[str, object] = {"workers": min(os.cpu_count() or 1, WORKERS_MAX)}
     for flag, text in given.items():
         name, parse, _ = FLAGS[flag]
         try:
             settings[name] = parse(text)
         except ValueError:
             raise ConfigError(f"{flag}: not a number: {text!r}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{flag}: {error}") from None
     return Config(**settings)  # type: ignore[arg-type]
 
 
@@ -97,6 +99,9 @@ def _read_file(path: Path) -> dict[str, str]:
     given = {key.replace("_", "-"): value for key, value in content.items()}
     if unknown := sorted(set(given) - set(FLAGS)):
         raise ConfigError(f"{path}: unknown setting {unknown[0]}")
+    for key, value in given.items():
+        if not isinstance(value, str | int | float):
+            raise ConfigError(f"{path}: {key} must be one value")
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in given.items()}
 
 

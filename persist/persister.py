@@ -27,7 +27,6 @@ from typing import Any
 
 from persist import diff
 from persist.feed import Feed
-from server.stop_signal import StopSignal
 from server.commands import PERSISTED_KINDS
 from server.config import Config
 from server.errors import PeerGone
@@ -46,6 +45,7 @@ from server.shm import counters, layout
 from server.shm.counters import counters_block
 from server.shm.dirty import DirtyReader
 from server.shm.table import TableReader
+from server.stop_signal import StopSignal
 
 log = logging.getLogger(__name__)
 

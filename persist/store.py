@@ -1,7 +1,7 @@
 """One database as its writer uses it: apply a batch whole, put aside what SQLite can not hold.
 
-A batch is one transaction: deletions, then whole new rows, then the checkpoint. Rows are after-images, so a batch that is
-applied twice, or again after a crash, gives the same rows. A row that SQLite refuses is found by bisection in
+A batch is one transaction: deletions, then whole new rows, then the checkpoint. Rows are after-images, so a batch
+that is applied twice, or again after a crash, gives the same rows. A row that SQLite refuses is found by bisection in
 savepoints and buried in `dead_letters`, in the same transaction, so that one bad row never holds up the others; a
 later batch with the same id takes it out again.
 

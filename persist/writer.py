@@ -28,7 +28,6 @@ import sqlite3
 import time
 
 from persist import schema
-from server.stop_signal import StopSignal
 from persist.store import Store, set_aside
 from server.commands import DATABASE_NAMES, Kind
 from server.config import Config
@@ -37,6 +36,7 @@ from server.messages import BatchDone, BatchPart, WriterReady, decode_for_writer
 from server.shared import Shared
 from server.shm import counters, layout
 from server.shm.counters import counters_block
+from server.stop_signal import StopSignal
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,13 @@ Exactly once, over the death of either side:
   epoch: whatever is in them comes again. Answers of the dead manager stand before the greeting in the socket, so
   what is unanswered then was answered by nobody.
 - What the dead manager had applied without answering is in its last journal groups, by number (`server/manager.py`).
+  They are needed until every worker has sent again, which it marks by a message without commands, and every answer
+  has left the manager: `Intake.is_settled`. A new worker begins with such a message, it has nothing to send again.
 
 Bounds: a worker keeps at most QUEUE_DEPTH_MAX commands and QUEUE_BYTES_MAX bytes without an answer, then `submit`
-refuses at once. A batch takes at most BATCH_COMMANDS_MAX. What the manager has not read stays in the sockets.
+refuses at once. A batch ends with the message that reaches BATCH_COMMANDS_MAX or BATCH_BYTES_MAX. What the manager
+does not read stays in the socket; then one outbox of messages waits in the worker, later commands are not encoded into
+messages and expire unsent.
 """
 
 from __future__ import annotations
@@ -35,11 +39,11 @@ from server.errors import QueueFull
 from server.message_socket import MESSAGE_BYTES_MAX, MessageSocket
 from server.shared import Shared
 from server.shm import layout
-from server.shm.counters import MESSAGES, RESENT, STARTS, TIMEOUTS, WORKER, WRITES, counters_block
+from server.shm.counters import MESSAGES, PID, RESENT, STARTS, TIMEOUTS, WORKER, WRITES, counters_block
 
 QUEUE_DEPTH_MAX = 4096  # per worker: some 0.1 s of the manager's work, far beyond what one loop turn can bring
 QUEUE_BYTES_MAX = 16 << 20  # the same with bodies of 64 KiB
-BATCH_COMMANDS_MAX = 4096  # bounds the time to the answer, and the journal group to a fraction of a segment
+BATCH_COMMANDS_MAX = 4096  # bounds the time to the answer
 BATCH_BYTES_MAX = 4 << 20
 INCARNATION_SHIFT = 32
 
@@ -55,7 +59,7 @@ class Request(Struct, frozen=True, array_like=True):
 
 
 class Commands(Struct, frozen=True, array_like=True):
-    """Worker to manager."""
+    """Worker to manager. Without requests: what was unanswered at the greeting has been sent again."""
 
     epoch: int
     requests: list[Request]
@@ -96,10 +100,11 @@ class CommandQueue:
         self._epoch = self._words[layout.MANAGER_EPOCH]
         self._pending: dict[int, _Pending] = {}  # by number, so the oldest is first
         self._pending_bytes = 0
-        self._outbox: list[msgspec.Raw] = []
-        self._unsent: deque[bytes] = deque()
+        self._outbox: dict[int, msgspec.Raw] = {}  # submitted and in no message yet, by number
+        self._unsent = deque([_encode((self._epoch, ()))])  # nothing to send again
         self._is_waiting = False  # for room in the manager's queue
         loop.add_reader(self._socket.fileno(), self._receive)
+        self._flush()
 
     def is_up(self) -> bool:
         """Whether a manager takes commands now."""
@@ -119,7 +124,7 @@ class CommandQueue:
         self._pending_bytes += len(encoded)
         if not self._outbox:
             self._loop.call_soon(self._flush)
-        self._outbox.append(encoded)
+        self._outbox[number] = encoded
         self._counters[WRITES] += 1
 
     def expire(self) -> None:
@@ -131,6 +136,7 @@ class CommandQueue:
                 break
             self._counters[TIMEOUTS] += 1
             self._forget(number)
+            self._outbox.pop(number, None)
             pending.on_reply(None)
 
     def close(self) -> None:
@@ -145,21 +151,20 @@ class CommandQueue:
         return pending
 
     def _flush(self) -> None:
-        outbox, self._outbox = self._outbox, []
-        self._unsent.extend(_messages(self._epoch, outbox))
-        self._send()
-
-    def _send(self) -> None:
-        """Send what is ready; wait for room without blocking when the manager's queue is full."""
+        """Send what was submitted; wait for room without blocking when the manager's queue is full."""
         unsent = self._unsent
+        if not unsent:
+            unsent.extend(_messages(self._epoch, self._outbox.values()))
+            self._outbox.clear()
         while unsent and self._socket.try_send(unsent[0]):
             unsent.popleft()
             self._counters[MESSAGES] += 1
-        if unsent and not self._is_waiting:
-            self._loop.add_writer(self._socket.fileno(), self._send)
-        elif self._is_waiting and not unsent:
+        has_more = bool(unsent or self._outbox)
+        if has_more and not self._is_waiting:
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        elif self._is_waiting and not has_more:
             self._loop.remove_writer(self._socket.fileno())
-        self._is_waiting = bool(unsent)
+        self._is_waiting = has_more
 
     def _receive(self) -> None:
         while (message := self._socket.try_receive()) is not None:
@@ -177,11 +182,12 @@ class CommandQueue:
         self._outbox.clear()
         self._unsent.clear()
         self._counters[RESENT] += len(self._pending)
-        self._unsent.extend(_messages(epoch, [pending.encoded for pending in self._pending.values()]))
-        self._send()
+        self._unsent.extend(_messages(epoch, (pending.encoded for pending in self._pending.values())))
+        self._unsent.append(_encode((epoch, ())))
+        self._flush()
 
 
-def _messages(epoch: int, requests: list[msgspec.Raw]) -> Iterable[bytes]:
+def _messages(epoch: int, requests: Iterable[msgspec.Raw]) -> Iterable[bytes]:
     """Yield messages of at most MESSAGE_BYTES_MAX that carry the requests in order."""
     part: list[msgspec.Raw] = []
     size = 0
@@ -213,6 +219,9 @@ class Intake:
         self._epoch = epoch
         self._selector = selector
         self._unsent: list[deque[bytes]] = [deque() for _ in self._sockets]
+        self._blocked: set[int] = set()  # workers with unsent answers
+        self._unsettled = set(range(len(self._sockets)))  # workers that may still have to send again
+        self._blocks = [counters_block(shared.segment, WORKER + worker) for worker in self._unsettled]
         for worker, end in enumerate(self._sockets):
             selector.register(end, selectors.EVENT_READ, worker)
             self._send(worker, _encode(Replies(epoch, [])))
@@ -231,7 +240,18 @@ class Intake:
                 commands = _decode_commands(message)
                 if commands.epoch == self._epoch:
                     batch.extend([Arrival(worker, request) for request in commands.requests])
+                    if not commands.requests:
+                        self._unsettled.discard(worker)
         return batch
+
+    def is_settled(self) -> bool:
+        """Whether no answer to a command taken so far can be asked for again: all are sent, and all workers sent again.
+
+        The manager may forget what earlier groups say of answers only then.
+        """
+        if self._unsettled:  # a slot without a process: the next one in it has nothing to send again
+            self._unsettled = {worker for worker in self._unsettled if self._blocks[worker][PID]}
+        return not self._unsettled and not self._blocked
 
     def reply(self, worker: int, replies: list[Reply]) -> None:
         """Send answers to one worker; keep them if it does not read (its queue depth bounds what is kept)."""
@@ -249,6 +269,7 @@ class Intake:
         while unsent and self._sockets[worker].try_send(unsent[0]):
             unsent.popleft()
         if not unsent:
+            self._blocked.discard(worker)
             self._selector.modify(self._sockets[worker], selectors.EVENT_READ, worker)
 
     def _send(self, worker: int, message: bytes) -> None:
@@ -258,4 +279,5 @@ class Intake:
         if not unsent:
             events = selectors.EVENT_READ | selectors.EVENT_WRITE
             self._selector.modify(self._sockets[worker], events, worker)
+            self._blocked.add(worker)
         unsent.append(message)

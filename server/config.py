@@ -15,10 +15,12 @@ from server.errors import ConfigError
 WORKERS_MAX = 64  # one counter block and one listening socket each; more processes than any target machine has cores
 MEMORY_BYTES_MIN = 16 << 20  # the regions of an empty table and some records
 MEMORY_BYTES_MAX = 1 << 40  # a slot addresses the arena with 36 bits of 8-byte units (512 GiB); region sizes stay sane
+JOURNAL_SEGMENT_BYTES_MIN = 1 << 20  # the group of any one command fits into a segment
+JOURNAL_SEGMENT_BYTES_MAX = 1 << 36  # positions have 40 bits for the offset
 PERSIST_PERIOD_MS_MIN = 10
 PERSIST_PERIOD_MS_MAX = 600_000
 
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,20})\s*(B|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
 _UNITS = {"b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
@@ -62,6 +64,9 @@ class Config:
         _check_range("persist-period-ms", self.persist_period_ms, PERSIST_PERIOD_MS_MIN, PERSIST_PERIOD_MS_MAX)
         _check_range("stop-timeout-s", self.stop_timeout_s, 0, 86_400)
         _check_range("write-timeout-s", self.write_timeout_s, 0.1, 3_600)
+        _check_range(
+            "journal-segment", self.journal_segment_bytes, JOURNAL_SEGMENT_BYTES_MIN, JOURNAL_SEGMENT_BYTES_MAX
+        )
         _check_range("journal-max", self.journal_max_bytes, 3 * self.journal_segment_bytes, 1 << 44)
         if self.port and self.port == self.admin_port:
             raise ConfigError(f"port and admin-port are both {self.port}")
@@ -81,10 +86,10 @@ def parse_size(text: str) -> int:
 
 def parse_durability(text: str) -> Durability:
     """Return the level named by `memory`, `journal` or `database`; raise `ConfigError` for anything else."""
-    try:
-        return Durability[text.upper()] if text.islower() else Durability[""]
-    except KeyError:
-        raise ConfigError(f"durability must be memory, journal or database, not {text!r}") from None
+    for level in Durability:
+        if level.name.lower() == text:
+            return level
+    raise ConfigError(f"not a durability: {text!r} (memory, journal, database)")
 
 
 def parse_boolean(text: str) -> bool:

@@ -11,30 +11,40 @@ Every database and every journal segment carries the instance, so files of two d
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from server.errors import ConfigError, DataError, StartError
 from server.shm.segment import remove_stale
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 
 Contract = Literal["default", "classic"]
 
 
+class _Version(Struct):
+    """What an `instance.json` of any version has."""
+
+    version: int
+
+
 class Instance(Struct, frozen=True):
     """The identity of a data directory."""
 
     version: int
-    instance: str  # 32 hex digits
+    instance: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
     contract: Contract
-    run: int
+    run: Annotated[int, Meta(ge=0, lt=1 << 40)]  # the epochs of the run begin with it
 
     @property
     def id(self) -> bytes:
@@ -59,6 +69,7 @@ class DataDirectory:
     def __init__(self, path: Path) -> None:
         """Lock it, making it if need be. Raises `StartError` when another server uses it or it can not be made."""
         self.path = path
+        self._has_run = False
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -66,30 +77,44 @@ class DataDirectory:
             raise StartError(f"data directory {path}: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(self._lock)
-            raise StartError(f"data directory {path} is in use by another server") from None
+            reason = "in use by another server" if isinstance(error, BlockingIOError) else error.strerror
+            raise StartError(f"data directory {path}: {reason}") from None
 
     def next_run(self, contract: Contract) -> Instance:
-        """Count this start and return the identity. Raises `DataError`, and `ConfigError` for the other contract."""
+        """Count this start and return the identity.
+
+        Raises `DataError`, `ConfigError` for the other contract, and `StartError` when it can not be written.
+        """
         path = self.path / "instance.json"
-        try:
-            before = msgspec.json.decode(path.read_bytes(), type=Instance)
-        except FileNotFoundError:
-            self._refuse_strangers()
-            before = Instance(VERSION, secrets.token_hex(16), contract, 0)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DataError(path, f"unreadable: {error}") from None
-        if before.version != VERSION:
-            raise DataError(path, f"version {before.version}, this server knows {VERSION}")
+        before = self._read_instance(path) or Instance(VERSION, secrets.token_hex(16), contract, 0)
         if before.contract != contract:
             raise ConfigError(
-                f"data directory {self.path} holds the {before.contract} contract, the server was asked for {contract}: "
-                "passwords are stored differently"
+                f"data directory {self.path} holds the {before.contract} contract, the server was asked for "
+                f"{contract}: passwords are stored differently"
             )
         instance = msgspec.structs.replace(before, run=before.run + 1)
-        replace_file(path, msgspec.json.encode(instance), is_durable=True)
+        try:
+            replace_file(path, msgspec.json.encode(instance), is_durable=True)
+        except OSError as error:
+            raise StartError(f"{path}: {error.strerror}") from None
         return instance
+
+    def _read_instance(self, path: Path) -> Instance | None:
+        try:
+            content = path.read_bytes()
+            version = msgspec.json.decode(content, type=_Version).version
+            if version != VERSION:
+                raise DataError(path, f"version {version}, this server knows {VERSION}")
+            return msgspec.json.decode(content, type=Instance)
+        except FileNotFoundError:
+            self._refuse_strangers()
+            return None
+        except OSError as error:
+            raise DataError(path, f"unreadable: {error.strerror}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DataError(path, f"unreadable: {error}") from None
 
     def _refuse_strangers(self) -> None:
         """Data without an identity is not ours to overwrite."""
@@ -103,12 +128,17 @@ class DataDirectory:
         return run.segment if run is not None and remove_stale(run.segment) else None
 
     def write_run(self, run: Run) -> None:
-        """Replace `run.json`."""
-        replace_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(run)), is_durable=False)
+        """Replace `run.json`. It is for people and tools: on a full disk the old one stays, and the server goes on."""
+        self._has_run = True
+        try:
+            replace_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(run)), is_durable=False)
+        except OSError as error:
+            log.warning("run.json not written error=%r", error.strerror)
 
     def close(self) -> None:
-        """Remove `run.json` and release the lock."""
-        (self.path / "run.json").unlink(missing_ok=True)
+        """Remove `run.json` and release the lock. That of a killed run stays until its segment was removed."""
+        if self._has_run:
+            (self.path / "run.json").unlink(missing_ok=True)
         os.close(self._lock)
 
 
@@ -116,16 +146,18 @@ def read_run(path: Path) -> Run | None:
     """Return what runs in a data directory, or ran there last if it was killed; None when nothing."""
     try:
         return msgspec.json.decode((path / "run.json").read_bytes(), type=Run)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
 def replace_file(path: Path, content: bytes, is_durable: bool) -> None:
-    """Put a file in place of another, whole or not at all; readable by its owner only."""
+    """Put a file in place of another, whole or not at all; readable by its owner only. Raises `OSError`."""
     temporary = path.with_suffix(".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, content)
+        written = os.write(descriptor, content)
+        if written < len(content):  # what a nearly full disk does, before it says so
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if is_durable:
             os.fsync(descriptor)
     finally:

@@ -7,6 +7,7 @@ connections queued on it (measured: 108 of 200), one that stays open loses none.
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from server.errors import StartError
 
@@ -19,15 +20,17 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise StartError(f"host {host}: {error.strerror}") from None
+    except ValueError as error:  # a name that can not be one
+        raise StartError(f"host {host}: {error}") from None
     listeners: list[socket.socket] = []
     try:
-        with _bind(family, address, is_shared=False) as probe:  # fails if somebody, even with SO_REUSEPORT, listens here
-            address = probe.getsockname()
-        for _ in range(count):
-            listener = _bind(family, address, is_shared=True)
-            listeners.append(listener)
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
+        # fails if somebody, even with SO_REUSEPORT, listens here; held so that nobody else gets a port that it chose
+        with _bind(family, address, is_shared=False) as probe:
+            for _ in range(count):
+                listener = _bind(family, probe.getsockname(), is_shared=True)
+                listeners.append(listener)
+                listener.listen(BACKLOG)
+                listener.setblocking(False)
     except OSError as error:
         for listener in listeners:
             listener.close()
@@ -35,7 +38,7 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     return listeners
 
 
-def _bind(family: int, address: tuple[str | int, ...], is_shared: bool) -> socket.socket:
+def _bind(family: int, address: Any, is_shared: bool) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 
-import msgspec
-
 
 class _TextFormatter(logging.Formatter):
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(process)d %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
@@ -26,7 +25,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(fields).decode()
+        return json.dumps(fields)  # not msgspec: a path may hold bytes that are no UTF-8, and they must reach the log
 
 
 def configure_logs(level: str, form: str) -> None:

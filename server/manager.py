@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 
 JOURNAL_DIRECTORY = "journal"
 
+GROUP_BYTES_EXTRA = 128  # of a change beside body and private part: its head and its answer
+GROUP_BYTES_PER_CHANGE = 2 * layout.RECORD_BYTES_MAX + GROUP_BYTES_EXTRA  # an answer may hold another image of it
+
 # keys of the selector beside the numbers of the workers
 _PERSISTER, _SUPERVISOR, _STOP = -1, -2, -3
 
@@ -151,6 +154,9 @@ class Manager:
         records = batch.records()
         changes = [*records, *batch.orders]
         if changes:
+            if self._is_too_large(changes):
+                self._commit_less(arrivals)
+                return
             try:
                 prepared = self._table.prepare(records, batch.bought(), batch.orders)
             except MemoryFull:
@@ -175,13 +181,20 @@ class Manager:
         return batch.execute(arrival.request.command)
 
     def _commit_less(self, arrivals: Sequence[Arrival]) -> None:
-        """Memory is full: commit the first half, then the second; a single command that does not fit is refused."""
+        """Too much for one group or for the memory: the first half, then the second; one that does not fit is refused."""
         if len(arrivals) == 1:
             self._answer(arrivals, [Result(Outcome.MEMORY_FULL)])
             return
         middle = len(arrivals) // 2
         self._commit(arrivals[:middle])
         self._commit(arrivals[middle:])
+
+    def _is_too_large(self, changes: Sequence[Change]) -> bool:
+        """Whether a group of these could exceed a journal segment: many small commands can change large records."""
+        if len(changes) * GROUP_BYTES_PER_CHANGE <= self._journal.group_bytes_max:
+            return False
+        size = sum(len(change.body or b"") + len(change.private) + GROUP_BYTES_EXTRA for change in changes)
+        return size > self._journal.group_bytes_max
 
     def _append(self, arrivals: Sequence[Arrival], results: Sequence[Result], changes: list[Change]) -> Outcome | None:
         """Write the journal group as durable as its most demanding command asks; None when that is done."""

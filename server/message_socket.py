@@ -30,6 +30,8 @@ class MessageSocket:
 
     def try_send(self, message: bytes) -> bool:
         """Send one message; False when the peer's queue is full. Raises `PeerGone`."""
+        if not 0 < len(message) <= MESSAGE_BYTES_MAX:  # the peer would take it for the end, or lose its tail
+            raise ValueError(f"a message of {len(message)} bytes")
         try:
             self._socket.send(message)
         except BlockingIOError:

@@ -55,7 +55,7 @@ def update_user(stored: StoredUser | None, command: UpdateUser) -> StoredUser | 
     )
 
 
-def delete_user(stored: StoredUser | None, command: DeleteUser) -> None | Outcome:
+def delete_user(stored: StoredUser | None, command: DeleteUser) -> Outcome | None:
     """Delete only when all given fields match, the password too if the user has one. None: delete."""
     if stored is None:
         return Outcome.MISSING
@@ -80,7 +80,7 @@ def update_product(stored: Product | None, command: UpdateProduct) -> Product | 
     return replace(stored, **{name: value for name, value in given.items() if value is not None})
 
 
-def delete_product(stored: Product | None, command: DeleteProduct) -> None | Outcome:
+def delete_product(stored: Product | None, command: DeleteProduct) -> Outcome | None:
     """Delete only when name, price and quantity match. None: delete."""
     if stored is None:
         return Outcome.MISSING
@@ -88,13 +88,13 @@ def delete_product(stored: Product | None, command: DeleteProduct) -> None | Out
     return None if is_match else Outcome.MISMATCH
 
 
-def place_order(has_user: bool, product: Product | None, command: PlaceOrder, id: int) -> tuple[Order, Product] | Outcome:
+def place_order(
+    has_user: bool, product: Product | None, command: PlaceOrder, id: int
+) -> tuple[Order, Product] | Outcome:
     """Take the stock and record the order in one step; exactly the remaining stock is fine."""
     if not has_user or product is None:
         return Outcome.MISSING
     if command.quantity > product.quantity:
         return Outcome.OUT_OF_STOCK
-    left = Product(
-        product.id, product.name, product.description, product.price, product.quantity - command.quantity
-    )
+    left = replace(product, quantity=product.quantity - command.quantity)
     return Order(id, command.product_id, command.user_id, command.quantity), left

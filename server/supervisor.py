@@ -49,10 +49,12 @@ EXIT_OK, EXIT_CRASH, EXIT_START, EXIT_CONFIG, EXIT_UNFLUSHED = 0, 1, 3, 4, 5
 
 SPARE_SLOTS = 4  # worker slots beyond --workers that SIGTTIN can fill; each costs a socket pair
 HEALTHY_S = 10.0  # a child that lived this long is restarted at once
+START_TRIES = 3  # deaths of one child before the first ready line: then the start has failed
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 EPOCH_SHIFT = 20  # epoch = run << 20 | starts of the manager in this run
 DRAIN_S = 15.0  # a worker told to stop is killed after this
+SAME_SIGNAL_S = 0.5  # timeout(1) and terminals signal the process and its group: that is one wish, not two
 LEAVE_S = 5.0  # manager and writers have nothing left to do when they are told to stop
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
@@ -299,6 +301,9 @@ class Supervisor:
             self._exit_code = EXIT_START
             return
         self._restart_later(child)
+        if not self._is_serving and child.failures >= START_TRIES:
+            log.error("giving up: %s died %d times before the server was ready", child.name, child.failures)
+            self._exit_code = EXIT_CRASH
 
     def _restart_later(self, child: Child) -> None:
         now = time.monotonic()
@@ -311,6 +316,8 @@ class Supervisor:
 
     def _handle_signal(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
+            if self._is_stopping and time.monotonic() - self._stop_started < SAME_SIGNAL_S:
+                return
             if self._is_stopping:
                 log.warning("second signal: leaving at once, the journal keeps the rest")
                 self._finish()

@@ -58,6 +58,10 @@ Key = tuple[Kind, int]  # Kind.PURCHASE: all purchases of the user with this id
 Value = tuple[Any, ...] | str  # the columns of schema.COLUMNS; (product id, units) pairs; or a remark in words
 
 
+class NotFlushed(MillraceError):
+    """The running server did not bring its changes to SQLite."""
+
+
 class Side(Protocol):
     """One of the two sides that are compared."""
 
@@ -167,7 +171,7 @@ def _flush(run: Run) -> None:
     finally:
         connection.close()
     if answer.status != 200:
-        raise DataError("/flush", f"the server answered {answer.status} {answer.body.decode(errors='replace')}")
+        raise NotFlushed(f"flush: the server answered {answer.status} {answer.body.decode(errors='replace')}")
 
 
 class SharedSide:
@@ -176,6 +180,7 @@ class SharedSide:
     def __init__(self, segment: Segment) -> None:
         self._table = TableReader(segment)
         self._value_of = value_decoder(bool(segment.words[layout.CONTRACT]))
+        self._broken: dict[Key, int] = {}  # slots whose bytes did not match their checksum in the scan
 
     def read(self, keys: Iterable[Key] | None) -> dict[Key, Value]:
         values = {key: self._read(key) for key in (self._scan() if keys is None else keys)}
@@ -185,10 +190,14 @@ class SharedSide:
         for slot in self._table.changed_slots((-1, -1, -1)):
             try:
                 record = self._table.read_slot(slot)
+                is_intact = self._table.is_intact(slot)
             except SlotBusy:
                 continue  # its record differs then, and is looked at again
             if record is not None:
-                yield Kind(record.kind), record.id
+                key = Kind(record.kind), record.id
+                if not is_intact:
+                    self._broken[key] = slot
+                yield key
                 if record.kind == Kind.USER:
                     yield Kind.PURCHASE, record.id
 
@@ -197,7 +206,9 @@ class SharedSide:
         try:
             if kind is Kind.PURCHASE:
                 body = self._table.purchases(id)
-                return _pairs(json.loads(body)) if body else None
+                return (_pairs(json.loads(body)) or None) if body else None
+            if key in self._broken and not self._table.is_intact(self._broken[key]):
+                return "does not match its checksum"
             found = self._table.get_private(kind, id)
             return self._value_of(kind, *found) if found else None
         except SlotBusy:

@@ -2,7 +2,7 @@
 
 A segment is made under another name with all that it must hold, synced, renamed to its number, and the directory is
 synced: a numbered segment always has a good header. A retired segment becomes a spare, and a spare is preferred for
-the next segment, because syncing blocks that were written before is cheaper than syncing fresh ones.
+the next segment: its blocks were written before, and syncing those is cheaper (see `server.journal.writer`).
 
 What always holds: one process at a time has the directory (`flock`, which the kernel releases when its holder dies);
 the numbers of the segments have no gap; `bytes` is the size of all files. Leaves out what the groups mean.
@@ -36,6 +36,7 @@ class SegmentFile:
     first_group: int
     first_seq: int
     seed: int
+    is_recycled: bool = False
     is_abandoned: bool = False  # writing or syncing failed here: never used again, never recycled
 
 
@@ -103,7 +104,8 @@ class SegmentFiles:
         replaced_bytes = 0 if replaced is None else replaced.size
         size = max(self.segment_bytes, len(content))
         path = self.directory / format.SEGMENT_NAME.format(header.segment)
-        if self._spares and size == self.segment_bytes:
+        is_recycled = bool(self._spares) and size == self.segment_bytes
+        if is_recycled:
             self.bytes -= size
             fd = _fill(self._spares.pop(), content, 0, path)
         elif self.bytes - replaced_bytes + size > self.max_bytes:
@@ -113,7 +115,9 @@ class SegmentFiles:
         self.bytes += size - replaced_bytes
         if replaced is not None:
             self.segments.pop()
-        self.segments.append(SegmentFile(path, header.segment, size, header.first_group, header.first_seq, seed))
+        self.segments.append(
+            SegmentFile(path, header.segment, size, header.first_group, header.first_seq, seed, is_recycled)
+        )
         return fd
 
     def retire(self, persisted_seq: int) -> None:

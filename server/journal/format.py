@@ -239,12 +239,13 @@ def decode_group(data: bytes, frame: Frame, segment: int) -> Group:
         raise ValueError("the group is longer than its frame")
     start = heads_end
     changes = []
+    new = tuple.__new__  # half the time of calling the class
     heads = memoryview(data)[frame.offset + FRAME_HEADER_BYTES : heads_end]
     for kind, flags, private_bytes, body_bytes, record_id, seq in _CHANGE.iter_unpack(heads):
         body_end = start + body_bytes
         end = body_end + private_bytes
         body = None if flags & DELETED else data[start:body_end]
-        changes.append(Change(kind, record_id, seq, body, data[body_end:end]))
+        changes.append(new(Change, (kind, record_id, seq, body, data[body_end:end])))
         start = end
     if start != answers_start:
         raise ValueError("the changes do not fill their frame")

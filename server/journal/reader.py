@@ -79,6 +79,8 @@ class Scan:
     and not yielded. With `instance` None the first segment's instance is taken for the right one (offline tools).
     """
 
+    end: End  # set when the iteration is over
+
     def __init__(self, directory: Path, instance: bytes | None, start: int = 0) -> None:
         self.directory = directory
         self.segments: list[Segment] = []
@@ -88,7 +90,6 @@ class Scan:
         self._number = 1
         self._last_seq = 0
         self._epoch = 0
-        self.end = self._end(State.CLEAN, directory, 0, "")
 
     def raise_damage(self) -> None:
         """Raise `DataError` if the scan ended at damage."""
@@ -108,35 +109,30 @@ class Scan:
 
     def walk(self) -> Iterator[tuple[Segment, bytes, format.Frame]]:
         """Yield segment, its bytes and the frame of every valid group, undecoded; then set `end`."""
-        self._read_headers()
-        if self.end.state is State.DAMAGED:
-            return
+        end = self._read_headers() or self._end(State.CLEAN, self.directory, 0, "")
         segments = self._segments_from_start()
-        if segments:
-            header = segments[0].header
-            self._number = header.first_group
-            self._last_seq = header.first_seq - 1
         for segment, following in zip_longest(segments, segments[1:]):
+            if end.state is State.DAMAGED:
+                break
             stop = None if following is None else following.header.first_group
             data = segment.path.read_bytes()
             offset = format.HEADER_BYTES
             while self._number != stop:
                 frame = format.read_frame(data, offset, segment.seed)
                 if frame is None or frame.number != self._number or frame.epoch < self._epoch:
-                    self.end = self._judge(segment, data, offset, stop)
+                    end = self._judge(segment, data, offset, stop)
                     break
                 self._number += 1
                 self._last_seq = max(self._last_seq, frame.last_seq)
                 self._epoch = frame.epoch
                 offset = frame.end
                 yield segment, data, frame
-            if self.end.state is State.DAMAGED:
-                return
-        if self.stub is not None:
-            self.end = self.end._replace(state=State.TORN, detail=f"{self.stub.name} is cut off within its header")
+        if self.stub is not None and end.state is not State.DAMAGED:
+            end = end._replace(state=State.TORN, detail=f"{self.stub.name} is cut off within its header")
+        self.end = end
 
-    def _read_headers(self) -> None:
-        """Fill `segments`; `end` says what is wrong with a header."""
+    def _read_headers(self) -> End | None:
+        """Fill `segments`; return what is wrong with a header, or None."""
         paths = sorted(self.directory.glob(format.SEGMENT_PATTERN))
         if paths and paths[-1].stat().st_size < format.HEADER_BYTES:
             self.stub = paths.pop()  # no crash leaves one, but a log cut off at any byte is its valid prefix
@@ -147,13 +143,18 @@ class Scan:
                 header, seed = format.decode_header(data)
                 self._check_header(path, header)
             except ValueError as error:
-                self.end = self._end(State.DAMAGED, path, 0, str(error))
-                return
+                return self._end(State.DAMAGED, path, 0, str(error))
             self.segments.append(Segment(path, path.stat().st_size, header, seed))
+        return None
 
     def _segments_from_start(self) -> list[Segment]:
+        """Return the segments to walk; the first header says which group is next."""
         first = format.position_segment(self._start)
-        return [segment for segment in self.segments if segment.number >= first] or self.segments[-1:]
+        segments = [segment for segment in self.segments if segment.number >= first] or self.segments[-1:]
+        if segments:
+            self._number = segments[0].header.first_group
+            self._last_seq = segments[0].header.first_seq - 1
+        return segments
 
     def _check_header(self, path: Path, header: format.SegmentHeader) -> None:
         if self._instance is None:

@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 
 UNSYNCED_BYTES_MAX = 8 << 20  # groups kept in memory until they are durable; before it is passed, the journal syncs
 
+# Syncing blocks of a preallocated file that were never written costs the file system a transaction of its own: 250 us
+# per group against 150 us (ext4). So the end mark of a frame is this long where a segment was not written before.
+WRITE_AHEAD_BYTES = 256 << 10
+
 _FRAME_EXTRA_BYTES = format.FRAME_PREFIX_BYTES + len(format.END_MARK)  # around what `encode_group` returns
 
 
@@ -55,6 +59,7 @@ class Journal:
         self._size = 0  # of that segment
         self._seed = 0  # of that segment
         self._offset = format.HEADER_BYTES  # where the next group goes
+        self._written = 0  # up to here the blocks of that segment were written before
         self._number = 1  # of the next group
         self._synced_number = 0  # of the last durable group
         self._unsynced: list[bytes] = []  # the groups after that one, as `encode_group` made them
@@ -103,7 +108,7 @@ class Journal:
         self._make_room(len(group) + _FRAME_EXTRA_BYTES)
         frame = format.seal(group, self._seed)
         try:
-            write_all(self._fd, frame + format.END_MARK, self._offset)
+            write_all(self._fd, frame + self._end_mark(self._offset + len(frame)), self._offset)
         except OSError as error:
             self._erase_frame(error)
             raise _refusal("write", error) from error
@@ -211,6 +216,13 @@ class Journal:
         if self._offset + size > self._size:
             self._start_segment()
 
+    def _end_mark(self, offset: int) -> bytes:
+        """Return the zeros that follow a frame which ends at `offset`; see WRITE_AHEAD_BYTES."""
+        if offset + len(format.END_MARK) <= self._written:
+            return format.END_MARK
+        self._written = min(offset + WRITE_AHEAD_BYTES, self._size)
+        return bytes(self._written - offset)
+
     def _start_segment(self) -> None:
         """Make the segment that begins after the last durable group, with all groups that are not; then they are.
 
@@ -234,7 +246,9 @@ class Journal:
         except OSError as error:
             self._abandon_segment(error)
             raise _refusal("sync the directory", error) from error
-        self._size, self._seed = max(self._files.segment_bytes, len(content)), seed
+        made = self._files.segments[-1]
+        self._size, self._seed = made.size, seed
+        self._written = made.size if made.is_recycled else 0
         self._offset = len(content) - len(format.END_MARK)
         self._mark_synced()
 

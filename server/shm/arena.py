@@ -1,35 +1,46 @@
 """The arena: space for record bytes, in pages that are cut into blocks of one size each (manager only).
 
-Nothing of the allocator is in shared memory. The slots say which blocks are in use, and a new manager rebuilds all
-the rest from them (`adopt`), so that no crash can lose or double a block.
+Nothing of the allocator is in shared memory but the number of pages. The slots say which blocks are in use, and a new
+manager rebuilds all the rest from them (`adopt`), so that no crash can lose or double a block.
 
     page (64 KiB)     one size class at a time; goes back to the free pages when its last block is freed
     block             holds one record; sizes are 16, 24, .. 256, then eight steps per doubling, up to one page
 
 So at most an eighth of a block is lost to rounding, and a free block serves any record of its class. What is left is
 pages kept from other classes by a few blocks: when memory runs out, `TableWriter` moves those records together
-(`sparse_pages`), which bounds the loss to one partly filled page per class.
+(`sparse_pages`).
+
+A class that is in use always keeps one free block (`allocate`): a record that only changes needs a fresh block while
+the old one still serves readers, and must find it when memory is full.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 
+from server.errors import MemoryFull
 from server.shm import layout
-from server.shm.segment import Region
+from server.shm.layout import ARENA_PAGE_BYTES
+from server.shm.segment import Region, Segment
 
-_PAGE_SHIFT = layout.ARENA_PAGE_BYTES.bit_length() - 1
+_PAGE_SHIFT = ARENA_PAGE_BYTES.bit_length() - 1
+_PAGE_MASK = ARENA_PAGE_BYTES - 1
 _SMALL_MAX = 1024
+
+# places of a page outside of the list of its class's pages with room
+_NOT_LISTED = -1
+_WITHHELD = -2
 
 
 def _class_sizes() -> list[int]:
     sizes = list(range(16, 256, 8))
     base = 256
-    while base < layout.ARENA_PAGE_BYTES:
+    while base < ARENA_PAGE_BYTES:
         sizes.extend(range(base, 2 * base, base // 8))
         base *= 2
-    sizes.append(layout.ARENA_PAGE_BYTES)
+    sizes.append(ARENA_PAGE_BYTES)
     return sizes
 
 
@@ -43,32 +54,33 @@ def block_class(size: int) -> int:
 
 
 class _Page:
-    __slots__ = ("bump", "end", "free", "is_listed", "live", "size", "start")
+    __slots__ = ("blocks", "free", "index", "number", "place", "start")
 
     def __init__(self, number: int) -> None:
+        self.number = number
         self.start = number << _PAGE_SHIFT
-        self.free: list[int] = []
-        self.live = 0
-        self.is_listed = False  # in the list of its class's pages with room
-        self.size = 0  # block size; 0 = a free page
-        self.bump = self.end = self.start
+        self.index = -1  # its class; -1 = a free page
+        self.blocks = 0
+        self.free = array("H")  # offsets of free blocks from the start of the page
+        self.place = _NOT_LISTED
 
-    def cut(self, size: int) -> None:
-        """Make this free page one of blocks of `size` bytes. Offset 0 is never a block."""
-        self.size = size
-        self.free = []
-        self.bump = self.start or size
-        self.end = self.start + layout.ARENA_PAGE_BYTES // size * size
+    @property
+    def live(self) -> int:
+        return self.blocks - len(self.free)
 
 
 class Arena:
     """Allocate and free blocks; offsets are bytes from the start of the arena, divisible by 8."""
 
-    def __init__(self, region: Region, pages: int) -> None:
-        self._region = region
+    def __init__(self, segment: Segment) -> None:
+        self._words = segment.words
+        pages = self._words[layout.ARENA_PAGES]
+        self.region = Region(segment, segment.regions.arena, segment.regions.arena_bytes, pages * ARENA_PAGE_BYTES)
         self._pages = [_Page(number) for number in range(pages)]
         self._free_pages = list(range(pages - 1, -1, -1))
-        self._roomy: list[list[_Page]] = [[] for _ in _SIZES]
+        self._cuts = [array("H", reversed(range(0, ARENA_PAGE_BYTES - size + 1, size))) for size in _SIZES]
+        self._roomy: list[list[_Page]] = [[] for _ in _SIZES]  # pages with free blocks, by class
+        self._pages_in = [0] * len(_SIZES)
         self.freed_bytes = 0  # since the manager started; tells whether moving records together can help again
 
     @property
@@ -77,105 +89,130 @@ class Arena:
 
     def adopt(self, blocks: Iterable[tuple[int, int]]) -> None:
         """Rebuild from the (offset, size) of every block in use; the arena must be new."""
-        used: dict[int, set[int]] = {}
+        used: dict[int, bytearray] = {}
         for offset, size in blocks:
             number = offset >> _PAGE_SHIFT
             page = self._pages[number]
-            if not page.size:
-                page.cut(_SIZES[block_class(size)])
-                used[number] = set()
-            used[number].add(offset)
-        for number, offsets in used.items():
+            if page.index < 0:
+                self._cut(page, block_class(size))
+                used[number] = bytearray(page.blocks)
+            used[number][(offset & _PAGE_MASK) // _SIZES[page.index]] = 1
+        for number, taken in used.items():
             page = self._pages[number]
-            page.live = len(offsets)
-            page.free = [offset for offset in range(page.bump, page.end, page.size) if offset not in offsets]
-            page.bump = page.end
-            self._list(page)
-        self._free_pages = [number for number in reversed(range(self.pages)) if not self._pages[number].size]
+            size = _SIZES[page.index]
+            page.free = array("H", (offset for offset in page.free if not taken[offset // size]))
+            if page.free:
+                self._list(page)
+        self._free_pages = [page.number for page in reversed(self._pages) if page.index < 0]
+        for index, roomy in enumerate(self._roomy):
+            if self._pages_in[index] and not roomy and self._free_pages:
+                self._add_page(index)
 
-    def allocate(self, size: int) -> int:
-        """Return the offset of a block of at least `size` bytes. Raises `MemoryFull`."""
+    def allocate(self, size: int, replaced_size: int = 0) -> int:
+        """Return the offset of a block of at least `size` bytes. Raises `MemoryFull`.
+
+        The last free block of a class is for a record that gives back another one of the same class, the
+        `replaced_size` bytes that it has now (0: a new record).
+        """
         index = _SMALL_CLASS[size] if size <= _SMALL_MAX else bisect_left(_SIZES, size)
         roomy = self._roomy[index]
-        while roomy:
-            page = roomy[-1]
-            if page.free:
-                page.live += 1
-                return page.free.pop()
-            if page.bump < page.end:
-                offset = page.bump
-                page.bump = offset + page.size
-                page.live += 1
-                return offset
-            page.is_listed = False
-            roomy.pop()
-        page = self._take_page()
-        page.cut(_SIZES[index])
-        self._list(page)
-        return self.allocate(size)
+        if not roomy:
+            self._add_page(index)
+        page = roomy[-1]
+        offset = page.start + page.free.pop()
+        if not page.free:
+            self._unlist(page)
+            if not roomy and not (replaced_size and block_class(replaced_size) == index):
+                try:
+                    self._add_page(index)
+                except MemoryFull:
+                    self._put_back(offset)
+                    raise
+        return offset
 
     def free(self, offset: int) -> None:
         """Give a block back; its bytes may be overwritten from now on."""
-        page = self._pages[offset >> _PAGE_SHIFT]
-        page.free.append(offset)
-        page.live -= 1
-        self.freed_bytes += page.size
-        if not page.live:
-            self._release_page(page)
-        elif not page.is_listed:
-            self._list(page)
+        self.freed_bytes += _SIZES[self._pages[offset >> _PAGE_SHIFT].index]
+        self._put_back(offset)
 
     def sparse_pages(self) -> set[int]:
         """Return the numbers of pages whose records would fit into the fuller pages of their class."""
         sparse: set[int] = set()
         for roomy in self._roomy:
-            pages = sorted(roomy, key=lambda page: page.live)
-            room = sum(len(page.free) + (page.end - page.bump) // page.size for page in pages)
-            for page in pages:
-                room -= len(page.free) + (page.end - page.bump) // page.size
-                if page.live > room:
+            room = sum(len(page.free) for page in roomy)
+            for page in sorted(roomy, key=lambda page: page.live):
+                room -= len(page.free) + page.live
+                if room <= 0:  # one block stays free
                     break
-                room -= page.live
-                sparse.add(page.start >> _PAGE_SHIFT)
+                sparse.add(page.number)
         return sparse
 
     def withhold(self, numbers: set[int]) -> None:
         """Stop allocating in these pages, so that they can be emptied; `restore` takes them back."""
-        for index, roomy in enumerate(self._roomy):
-            self._roomy[index] = [page for page in roomy if page.start >> _PAGE_SHIFT not in numbers]
+        for number in numbers:
+            self._unlist(self._pages[number])
+            self._pages[number].place = _WITHHELD
 
     def restore(self, numbers: set[int]) -> None:
-        """Free the withheld pages that are empty by now, and list the others again."""
+        """Allocate again in those of the withheld pages that were not emptied."""
         for number in numbers:
-            page = self._pages[number]
-            if not page.size:
-                continue
-            page.is_listed = False
-            if page.live:
+            if self._pages[number].place == _WITHHELD:
+                self._list(self._pages[number])
+
+    def _put_back(self, offset: int) -> None:
+        page = self._pages[offset >> _PAGE_SHIFT]
+        page.free.append(offset & _PAGE_MASK)
+        if len(page.free) == page.blocks:
+            self._vacate(page)
+        elif page.place == _NOT_LISTED:
+            self._list(page)
+
+    def _cut(self, page: _Page, index: int) -> None:
+        page.index = index
+        page.free = self._cuts[index][:]
+        page.blocks = len(page.free)
+        self._pages_in[index] += 1
+
+    def _add_page(self, index: int) -> None:
+        if not self._free_pages:
+            self.region.ensure((self.pages + 1) << _PAGE_SHIFT)
+            self._free_pages.append(self.pages)
+            self._pages.append(_Page(self.pages))
+            self._words[layout.ARENA_PAGES] = self.pages
+        page = self._pages[self._free_pages.pop()]
+        self._cut(page, index)
+        self._list(page)
+
+    def _vacate(self, page: _Page) -> None:
+        """Free a page that became empty, unless it has the only free blocks of a class that is in use."""
+        roomy = self._roomy[page.index]
+        is_only_room = not roomy or roomy == [page]
+        if is_only_room and self._pages_in[page.index] > 1:
+            if page.place == _NOT_LISTED:
                 self._list(page)
-            else:
-                page.size = 0
-                self._free_pages.append(number)
+            return
+        self._release(page)
+        if roomy and self._pages_in[roomy[0].index] == 1 and not roomy[0].live:
+            self._release(roomy[0])
+
+    def _release(self, page: _Page) -> None:
+        if page.place >= 0:
+            self._unlist(page)
+        self._pages_in[page.index] -= 1
+        page.index = -1
+        page.blocks = 0
+        page.place = _NOT_LISTED
+        self._free_pages.append(page.number)
 
     def _list(self, page: _Page) -> None:
-        if page.free or page.bump < page.end:
-            page.is_listed = True
-            self._roomy[block_class(page.size)].append(page)
+        roomy = self._roomy[page.index]
+        page.place = len(roomy)
+        roomy.append(page)
 
-    def _take_page(self) -> _Page:
-        if not self._free_pages:
-            self._region.ensure((self.pages + 1) << _PAGE_SHIFT)
-            self._pages.append(_Page(self.pages))
-            return self._pages[-1]
-        return self._pages[self._free_pages.pop()]
-
-    def _release_page(self, page: _Page) -> None:
-        if page.is_listed:
-            roomy = self._roomy[block_class(page.size)]
-            if len(roomy) == 1 and roomy[0] is page:
-                return  # the last page with room of its class stays, so that one record does not cut a page each time
-            if page in roomy:
-                roomy.remove(page)
-            page.is_listed = False
-        page.size = 0
-        self._free_pages.append(page.start >> _PAGE_SHIFT)
+    def _unlist(self, page: _Page) -> None:
+        roomy = self._roomy[page.index]
+        last = roomy.pop()
+        if last is not page:
+            roomy[page.place] = last
+            last.place = page.place
+        page.place = _NOT_LISTED

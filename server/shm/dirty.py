@@ -9,6 +9,7 @@ so and finds the dirty records by their seq in one scan of the table. So nothing
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 from server.shm import layout
@@ -16,8 +17,8 @@ from server.shm.segment import Segment
 
 _BASE = layout.DIRTY_OFFSET // layout.WORD_BYTES
 _MASK = layout.DIRTY_RING_ENTRIES - 1
-# a batch writes its entries before it moves the head: that many of the oldest entries may be overwritten already
-_BEHIND_MAX = layout.DIRTY_RING_ENTRIES - layout.BATCH_CHANGES_MAX
+# entries are written before the head moves over them: that many of the oldest may be overwritten already
+_BEHIND_MAX = layout.DIRTY_RING_ENTRIES - layout.DIRTY_STEP_ENTRIES
 
 
 class DirtyWriter:
@@ -27,13 +28,18 @@ class DirtyWriter:
         self._words = segment.words
 
     def append(self, slots: Sequence[int]) -> None:
-        """Mark slots dirty (after they were published). At most BATCH_CHANGES_MAX of them."""
-        words = self._words
+        """Mark slots dirty, after they were published."""
+        for first in range(0, len(slots), layout.DIRTY_STEP_ENTRIES):
+            self._append_step(slots[first : first + layout.DIRTY_STEP_ENTRIES])
+
+    def _append_step(self, slots: Sequence[int]) -> None:
+        words, entries = self._words, array("Q", slots)
         head = words[layout.DIRTY_HEAD]
-        for slot in slots:
-            words[_BASE + (head & _MASK)] = slot
-            head += 1
-        words[layout.DIRTY_HEAD] = head
+        start = head & _MASK
+        until_end = min(len(entries), layout.DIRTY_RING_ENTRIES - start)
+        words[_BASE + start : _BASE + start + until_end] = memoryview(entries)[:until_end]
+        words[_BASE : _BASE + len(entries) - until_end] = memoryview(entries)[until_end:]
+        words[layout.DIRTY_HEAD] = head + len(entries)
 
 
 class DirtyReader:

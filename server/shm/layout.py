@@ -32,7 +32,7 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     11     PUBLISHED_SEQ        manager      every change up to this seq is in the table and in the dirty ring
     12     SYNCED_SEQ           manager      every change up to this seq is durable in the journal
     13     NEXT_ORDER_ID        manager      id of the next order
-    14     SLOTS_USED           manager      slots ever handed out; slots beyond were never touched
+    14     SLOTS_USED           manager      slots from here on were never touched (slot 0 counts as used)
     15     JOURNAL_BYTES        manager      size of all journal segments
     16     JOURNAL_POSITION     manager      where the first group stands that a successor must look at:
                                              bits 40-63 number of its segment | bits 0-39 offset in that file
@@ -53,37 +53,48 @@ the start of the segment; only LINK, which has 32 bits, holds a slot number. A s
     word  name      meaning
     0     LOCK      lock word of the seqlock: bit 0 set while words 1-5 change | bits 1-3 kind | bits 4-63 version,
                     one more after every change, so that the word is never 0 once used and never the same again
-    1     KEY       id of the record; for a purchase the product id
+    1     KEY       id of the record; for a purchase the hash of its user and product
     2     NEXT      bits 0-39 next slot of the chain, 0 = end | bit 40 SLOT_USED
     3     REF       bits 0-15 record length | bits 16-27 private length | bits 28-63 arena offset in 8-byte units
     4     SEQ       seq of the last change of this record
     5     CHECK     bits 0-31 CRC-32 of record + private part | bits 32-63 LINK: for a user the number of the newest
                     slot of his purchases, for a purchase that of the next older one, 0 = end
 
-NEXT (of a used slot) and LINK change without the lock word, by one store: they say where other slots are, not what
-this one holds.
+A slot that is not locked is in a chain of its kind exactly if it has SLOT_USED; a locked one may be on its way in or
+out. NEXT (of a used slot) and LINK change without the lock word, by one store: they say where other slots are, not
+what this one holds.
 
 RECORD (in the arena): the ASCII decimal length of the body, CR LF CR LF, the body - the tail of an HTTP response
-that only wants `Content-Length: ` in front. The private part (a stored password; for a purchase the user id as one
-word) follows the record directly and is in no answer. A block holds one record and is never changed while a slot
-refers to it: new bytes go to a fresh block, then the slot is switched. Offset 0 is never a block.
+that only wants `Content-Length: ` in front. The private part (a stored password; for a purchase its user id and the
+seq of the last order counted, one word each) follows the record directly and is in no answer. A block holds one
+record and is never changed while a slot refers to it: new bytes go to a fresh block, then the slot is switched.
 
-    worked example: user 7, slot 1, body {"id":7,"username":"a","email":"b"} (34 bytes), no private part,
-    block at arena offset 0x10000, seq 5, second change of the slot:
+    worked example: an empty table, user 7 is created with seq 4 and changed with seq 5 to
+    {"id":7,"username":"a","email":"b"} (35 bytes), no private part; it got slot 1 and the second block of 48 bytes:
       LOCK  20 00 00 00 00 00 00 00      version 2 (created, changed once), kind 0, not locked
       KEY   07 00 00 00 00 00 00 00
       NEXT  00 00 00 00 00 01 00 00      no next, used
-      REF   28 00 00 00 00 02 00 00      0x10000 / 8 = 0x2000, << 28 | 0 << 16 | 40 bytes: "34\\r\\n\\r\\n" + 34
+      REF   29 00 00 60 00 00 00 00      48 / 8 = 6, << 28 | 0 << 16 | 41 bytes: "35\\r\\n\\r\\n" + 35
       SEQ   05 00 00 00 00 00 00 00
-      CHECK .. .. .. .. 00 00 00 00
+      CHECK 00 00 00 00 00 00 00 00      CRC-32, no purchases
 
 HASHING is linear hashing with chains (Litwin, "Linear hashing", VLDB 1980): the buckets of a kind grow one at a time,
 `address = h & (2m - 1)`, and if that is not there yet `h & (m - 1)`, where m is the largest power of two <= buckets.
-So no insert ever pays for a rehash of the table.
+So no insert ever pays for a rehash of the table. With s = HASH_SEED and p = 2^61 - 1 (which is Python's `hash` of an
+integer, so the remainder is cheap):
+
+    h(id) = id * (id + s) mod p
+    h(user, product) = (user * (user + s) * s + product * (product + s)) mod p
+
+Whoever does not know s can not aim at a bucket: for two ids fixed before s is drawn, the difference of their hashes is
+(a - b) * (a + b + s) mod p, equally often every remainder, so they meet in one of m buckets with a chance of about 2/m
+(Carter and Wegman, "Universal classes of hash functions", 1979). The square keeps consecutive ids from falling into
+step with the number of buckets.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 PAGE_BYTES = 4096
@@ -124,6 +135,7 @@ TABLE_LOADING = 0
 TABLE_SERVING = 1
 
 KINDS = 4
+HASH_MODULUS = 2**61 - 1
 
 # slots
 SLOT_WORDS = 6
@@ -148,6 +160,8 @@ PRIVATE_MASK = 0xFFF
 OFFSET_SHIFT = 28
 CRC_MASK = 0xFFFF_FFFF
 LINK_SHIFT = 32
+LINK_MAX = (1 << 32) - 1
+ARENA_BYTES_MAX = 1 << 39  # 36 bits of 8-byte units
 
 RECORD_BYTES_MAX = LENGTH_MASK  # the largest body (two texts of 4,096 bytes, six JSON bytes each) is below 50,000
 PRIVATE_BYTES_MAX = PRIVATE_MASK
@@ -162,7 +176,7 @@ COUNTERS_BYTES = COUNTER_BLOCKS * COUNTER_WORDS * WORD_BYTES
 DIRTY_RING_ENTRIES = 1 << 20
 DIRTY_OFFSET = -(-(COUNTERS_OFFSET + COUNTERS_BYTES) // PAGE_BYTES) * PAGE_BYTES
 DIRTY_BYTES = DIRTY_RING_ENTRIES * WORD_BYTES
-BATCH_CHANGES_MAX = 1 << 16  # changed records in one batch: entries the manager may have written beyond DIRTY_HEAD
+DIRTY_STEP_ENTRIES = 1 << 16  # entries written at once beyond DIRTY_HEAD
 
 BUCKETS_MIN = 1024
 ARENA_PAGE_BYTES = 64 << 10  # the largest block is one page
@@ -184,7 +198,7 @@ class Regions:
     @classmethod
     def plan(cls, memory_bytes: int) -> Regions:
         """Lay out a segment; the size of the mapping is about three times `memory_bytes`, nearly all never touched."""
-        slots_max = memory_bytes // SLOT_BYTES
+        slots_max = min(memory_bytes // SLOT_BYTES, LINK_MAX)
         buckets_max = 1 << (slots_max - 1).bit_length()
         offset = DIRTY_OFFSET + DIRTY_BYTES
         buckets = []
@@ -193,7 +207,7 @@ class Regions:
             offset = _page_up(offset + buckets_max * WORD_BYTES)
         slots = offset
         arena = -(-(slots + slots_max * SLOT_BYTES) // ARENA_PAGE_BYTES) * ARENA_PAGE_BYTES
-        arena_bytes = memory_bytes // ARENA_PAGE_BYTES * ARENA_PAGE_BYTES
+        arena_bytes = min(memory_bytes, ARENA_BYTES_MAX) // ARENA_PAGE_BYTES * ARENA_PAGE_BYTES
         return cls(slots_max, buckets_max, tuple(buckets), slots, arena, arena_bytes, arena + arena_bytes)
 
 
@@ -201,8 +215,9 @@ def _page_up(size: int) -> int:
     return -(-size // PAGE_BYTES) * PAGE_BYTES
 
 
+assert sys.hash_info.modulus == HASH_MODULUS, "needs a 64-bit CPython"
 assert DIRTY_OFFSET % PAGE_BYTES == 0 and DIRTY_RING_ENTRIES & (DIRTY_RING_ENTRIES - 1) == 0
 assert SLOT_BYTES == 48 and SLOT_BYTES % WORD_BYTES == 0
 assert BUCKETS_MIN & (BUCKETS_MIN - 1) == 0
-assert RECORD_BYTES_MAX + PRIVATE_BYTES_MAX >= ARENA_PAGE_BYTES - 1
+assert RECORD_BYTES_MAX < ARENA_PAGE_BYTES
 assert (STRUCTURE + KINDS) * WORD_BYTES <= PAGE_BYTES

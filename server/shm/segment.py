@@ -14,6 +14,7 @@ import errno
 import mmap
 import os
 import secrets
+from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -44,8 +45,13 @@ class Segment:
             owner = SharedMemory(NAME_PREFIX + secrets.token_hex(8), create=True, size=regions.segment_bytes)
         except OSError as error:
             raise StartError(f"no shared memory: {error.strerror}") from None
-        descriptor = os.open(os.path.join(SHM_DIRECTORY, owner.name), os.O_RDWR | os.O_CLOEXEC)
-        segment = cls(owner.name, descriptor, mmap.mmap(descriptor, regions.segment_bytes), owner)
+        try:
+            descriptor = os.open(os.path.join(SHM_DIRECTORY, owner.name), os.O_RDWR | os.O_CLOEXEC)
+            segment = cls(owner.name, descriptor, mmap.mmap(descriptor, regions.segment_bytes), owner)
+        except OSError as error:
+            owner.unlink()
+            owner.close()
+            raise StartError(f"no shared memory: {error.strerror}") from None
         segment.regions = regions
         try:
             segment._initialise(memory_bytes, is_classic)
@@ -60,12 +66,16 @@ class Segment:
         path = os.path.join(SHM_DIRECTORY, name)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            mm = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+            size = os.fstat(descriptor).st_size
+            if size < layout.PAGE_BYTES or size % layout.PAGE_BYTES:
+                raise DataError(path, "not a Millrace segment")
+            mm = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
         segment = cls(name, -1, mm, None)
         words = segment.words
-        if words[layout.MAGIC] != layout.MAGIC_VALUE or words[layout.VERSION] != layout.LAYOUT_VERSION:
+        is_ready = words[layout.MAGIC] == layout.MAGIC_VALUE and words[layout.VERSION] == layout.LAYOUT_VERSION
+        if not is_ready or words[layout.SEGMENT_BYTES] != size:
             segment.close()
             raise DataError(path, "not a Millrace segment of this version")
         segment.regions = Regions.plan(words[layout.MEMORY_BYTES])
@@ -79,10 +89,27 @@ class Segment:
         words[layout.SEGMENT_BYTES] = self.regions.segment_bytes
         words[layout.MEMORY_BYTES] = memory_bytes
         words[layout.SLOTS_MAX] = self.regions.slots_max
-        words[layout.HASH_SEED] = secrets.randbits(62)
+        words[layout.HASH_SEED] = 1 + secrets.randbelow(layout.HASH_MODULUS - 1)
         words[layout.CONTRACT] = int(is_classic)
-        words[layout.RESERVED_BYTES] = fixed_bytes
+        self.initialise_table()
         words[layout.MAGIC] = layout.MAGIC_VALUE
+
+    def initialise_table(self) -> None:
+        """Make the table empty, at the start or when nobody has read it yet. Raises `MemoryFull`.
+
+        The first step of the buckets and the slots is reserved, so that readers may look at any time.
+        """
+        words, regions = self.words, self.regions
+        table = regions.buckets[0]
+        self.mm.madvise(mmap.MADV_REMOVE, table, regions.segment_bytes - table)  # zero, and given back
+        for start in (*regions.buckets, regions.slots):
+            self.reserve(start, layout.GROW_BYTES)
+        words[layout.RESERVED_BYTES] = table + (layout.KINDS + 1) * layout.GROW_BYTES
+        words[layout.SLOTS_USED] = 1  # slot 0 is never used
+        words[layout.ARENA_PAGES] = 0
+        for kind in range(layout.KINDS):
+            words[layout.RECORDS + kind] = words[layout.STRUCTURE + kind] = 0
+            words[layout.BUCKETS + kind] = layout.BUCKETS_MIN
 
     def reserve(self, offset: int, size: int) -> None:
         """Make `size` bytes at `offset` safe to touch. Raises `MemoryFull` when the file system has no room."""
@@ -93,31 +120,16 @@ class Segment:
                 raise MemoryFull(f"{SHM_DIRECTORY} is full") from None
             raise
 
-    def discard(self, offset: int, size: int) -> None:
-        """Zero a range that may never have been reserved, touching only pages that exist (manager, first load)."""
-        end = offset + size
-        while offset < end:
-            try:
-                start = os.lseek(self.descriptor, offset, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # no data after offset
-                    return
-                raise
-            stop = min(os.lseek(self.descriptor, start, os.SEEK_HOLE), end)
-            stop = min(stop, start + layout.GROW_BYTES)
-            if start < end:
-                self.mm[start:stop] = bytes(stop - start)
-            offset = stop
-
     def close(self) -> None:
-        """Unmap; the creator also removes the segment."""
-        self.words.release()
-        self.mm.close()
+        """Unmap; the creator also removes the segment, even when parts of it are still in use here."""
         if self._owner is not None:
-            os.close(self.descriptor)
-            self._owner.close()
             self._owner.unlink()
+            self._owner.close()
             self._owner = None
+            os.close(self.descriptor)
+        self.words.release()
+        with suppress(BufferError):  # a block of counters is still held: the mapping goes with its last view
+            self.mm.close()
 
 
 class Region:
@@ -131,7 +143,7 @@ class Region:
         self.reserved_bytes = min(-(-used_bytes // layout.GROW_BYTES) * layout.GROW_BYTES, size_max)
 
     def ensure(self, used_bytes: int) -> None:
-        """Reserve up to `used_bytes` from the start. Raises `MemoryFull`, and then nothing has changed."""
+        """Reserve up to `used_bytes` from the start. Raises `MemoryFull`; steps reserved before that stay so."""
         while self.reserved_bytes < used_bytes:
             self._grow()
 

@@ -10,7 +10,7 @@ Writer and readers meet in the words of `server/shm/layout.py` only. Two rules c
                would show readers a 0 in between (measured: 3 % of the reads).
 [chain-order]  A hit is a hit however the reader came to the slot. A miss counts only when STRUCTURE was the same, and
                even, before and after the walk: the writer makes it odd while it takes a slot out of a chain or splits
-               a bucket. Inserting is one store and needs neither.
+               a bucket. Inserting is one store and needs neither. No store ever closes a chain to a ring.
 
 A reader never waits: after READ_TRIES it raises `SlotBusy`, and its caller decides. That happens only when the
 writer was interrupted inside a slot write; its successor repairs the slot from the journal.
@@ -21,7 +21,7 @@ The reading half is here, the writing half in `server/shm/table_writer.py`.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
@@ -56,7 +56,7 @@ from server.shm.segment import Segment
 
 READ_TRIES = 64  # some 50 us: far longer than a slot write, far shorter than a time slice
 PURCHASES_TRIES = 16
-WALK_MAX = 10_000  # a reader that walks this far is lost in a chain that changes
+SCAN_SLOTS = 1 << 14  # slots per step of a scan: a table of millions is never copied at once
 
 # Loads and stores keep their order here, so the lock word decides alone.
 IS_STRONGLY_ORDERED = platform.machine() in ("x86_64", "AMD64")
@@ -65,7 +65,7 @@ Get = Callable[[int], bytes | None]
 
 
 class SlotRecord(NamedTuple):
-    """A slot as the persister and the tools see it. `body` None: a tombstone."""
+    """A slot as the persister and the tools see it. `body` None: a tombstone. `id` of a purchase: its hash."""
 
     kind: int
     id: int
@@ -91,6 +91,11 @@ def record_of(body: bytes) -> bytes:
 def body_of(record: bytes) -> bytes:
     """Return the body of a stored record."""
     return record.partition(b"\r\n\r\n")[2]
+
+
+def hash_of(id: int, seed: int) -> int:
+    """Return the hash of an id (HASHING in layout.py; `get` spells it out)."""
+    return hash(id * (id + seed))
 
 
 def address_mask(buckets: int) -> int:
@@ -120,12 +125,11 @@ class TableReader:
         words, mm, seed = self._words, self._mm, self._seed
         bucket_base, arena_base = self._bucket_bases[kind], self._arena_base
         tag, tag_mask, next_mask, length_mask = kind << KIND_SHIFT, TAG_MASK, NEXT_MASK, LENGTH_MASK
-        is_strongly_ordered = IS_STRONGLY_ORDERED
         buckets = mask = 0
 
         def get(id: int) -> bytes | None:
             nonlocal buckets, mask
-            bucket = hash((id, seed)) & mask
+            bucket = hash(id * (id + seed)) & mask
             if bucket >= buckets:
                 bucket &= mask >> 1
             slot = words[bucket_base + bucket]
@@ -135,17 +139,20 @@ class TableReader:
                     ref = words[slot + 3]
                     start = arena_base + (ref >> 25 & -8)
                     record = mm[start : start + (ref & length_mask)]
-                    if words[slot] == lock and lock & tag_mask == tag and ref and is_strongly_ordered:
+                    if words[slot] == lock and lock & tag_mask == tag and ref:
                         return record
                     break
                 slot = words[slot + 2] & next_mask
             # a miss, a deleted record, or a slot that is being written; or the table has more buckets by now
             buckets = words[BUCKETS + kind]
             mask = address_mask(buckets)
+            return get_with_care(id)
+
+        def get_with_care(id: int) -> bytes | None:
             found = self._get_with_care(kind, id)
             return found.record if found else None
 
-        return get
+        return get if IS_STRONGLY_ORDERED else get_with_care
 
     def get_private(self, kind: int, id: int) -> tuple[bytes, bytes] | None:
         """Return (body, private part) of a record, or None. Raises `SlotBusy`."""
@@ -170,10 +177,8 @@ class TableReader:
     def _find(self, kind: int, id: int) -> int:
         """Return the slot that holds the key, tombstones included, or 0."""
         words = self._words
-        slot = words[self._bucket(kind, hash((id, self._seed)))]
-        for _ in range(WALK_MAX):
-            if not slot or words[slot + KEY] == id:
-                break
+        slot = words[self._bucket(kind, hash_of(id, self._seed))]
+        while slot and words[slot + KEY] != id:
             slot = words[slot + NEXT] & NEXT_MASK
         return slot
 
@@ -223,55 +228,56 @@ class TableReader:
     def slots(self) -> range:
         """Return every slot that was ever used."""
         used = self._words[layout.SLOTS_USED]
-        return range(self._slots_base + SLOT_WORDS, self._slots_base + used * SLOT_WORDS, SLOT_WORDS)
+        return range(self.slot_of(1), self.slot_of(max(used, 1)), SLOT_WORDS)
 
-    def column(self, word: int) -> list[int]:
-        """Return one word of every slot ever used, in the order of `slots`."""
-        slots = self.slots()
-        return self._words[slots.start + word : slots.stop : SLOT_WORDS].tolist() if slots else []
+    def scan(self, *fields: int) -> Iterator[tuple[int, ...]]:
+        """Yield (slot, its words of the given names, each read at another moment) for every slot ever used."""
+        words, slots = self._words, self.slots()
+        for first in range(0, len(slots), SCAN_SLOTS):
+            part = slots[first : first + SCAN_SLOTS]
+            columns = [words[part.start + field : part.stop : SLOT_WORDS].tolist() for field in fields]
+            yield from zip(part, *columns, strict=True)
 
     def changed_slots(self, after: Sequence[int]) -> list[int]:
         """Return the slots of persisted kinds changed after the seq given for each kind: one scan of the table."""
         never = 1 << 64
         limits = [after[kind] if kind in PERSISTED_KINDS else never for kind in range(KIND_MASK + 1)]
-        columns = zip(self.slots(), self.column(LOCK), self.column(NEXT), self.column(SEQ), strict=False)
         return [
             slot
-            for slot, lock, following, seq in columns
+            for slot, lock, following, seq in self.scan(LOCK, NEXT, SEQ)
             if seq > limits[lock >> KIND_SHIFT & KIND_MASK] and following & SLOT_USED
         ]
 
     def purchases(self, user_id: int) -> bytes | None:
         """Return the JSON object of units bought per product, or None when there is no such user. Raises `SlotBusy`.
 
-        The answer is one state of all the user's purchases: no slot of the list changed while it was read.
+        The answer is one state of all the user's purchases: none of them changed between the moment when the last
+        was read and the moment when the first was looked at again. A retry reads only those that changed.
         """
+        known: dict[int, tuple[int, bytes]] = {}  # slot -> lock word, units of one product
         user = 0
         for _ in range(PURCHASES_TRIES):
             if self._get_with_care(Kind.USER, user_id) is None:
                 return None
             user = self._find(Kind.USER, user_id)
-            fragments = self._try_read_purchases(user, user_id) if user else None
-            if fragments is not None:
-                return b"{%b}" % b",".join(fragments)
+            if user and self._collect_purchases(user, user_id, known):
+                return b"{%b}" % b",".join([fragment for _, fragment in known.values()])
         raise SlotBusy(user)
 
-    def _try_read_purchases(self, user: int, user_id: int) -> list[bytes] | None:
+    def _collect_purchases(self, user: int, user_id: int, known: dict[int, tuple[int, bytes]]) -> bool:
         words = self._words
-        fragments: list[bytes] = []
-        locks = [(user, words[user + LOCK])]
-        first = link = words[user + CHECK] >> LINK_SHIFT
+        newest = link = words[user + CHECK] >> LINK_SHIFT
         while link:
             slot = self.slot_of(link)
-            locks.append((slot, words[slot + LOCK]))
-            found = self._try_read(slot)
-            if found is None or found.kind != Kind.PURCHASE:
-                return None
-            fragments.append(body_of(found.record))
+            lock = words[slot + LOCK]
+            if slot not in known or known[slot][0] != lock:
+                found = self._try_read(slot)
+                if found is None or found.kind != Kind.PURCHASE:
+                    return False
+                known[slot] = (lock, body_of(found.record))
             link = words[slot + CHECK] >> LINK_SHIFT
-        is_same_list = words[user + KEY] == user_id and words[user + CHECK] >> LINK_SHIFT == first
-        is_same = is_same_list and all(words[slot] == lock for slot, lock in locks)
-        return fragments if is_same and not any(lock & LOCKED for _, lock in locks) else None
+        is_same_list = words[user + KEY] == user_id and words[user + CHECK] >> LINK_SHIFT == newest
+        return is_same_list and all(words[slot + LOCK] == lock for slot, (lock, _) in known.items())
 
     def slot_of(self, number: int) -> int:
         """Return the slot with this number."""

@@ -22,6 +22,7 @@ from tests.support import wait_until
 
 TIMEOUT_S = 10.0
 ORPHAN_EXIT_S = 2.0
+BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Processes:
@@ -32,8 +33,11 @@ class Processes:
         self.pids: dict[str, int] = {}
 
     def start(self, name: str, main: Callable[..., int], *args: Any) -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # as the supervisor does
         pid = os.fork()
-        if not pid:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+        else:
             code = 99
             try:
                 code = main(self.backend.config, *args)
@@ -183,9 +187,7 @@ def test_lock_from_outside_holds_up_one_database_and_is_caught_up(backend: Backe
 
 
 @pytest.mark.parametrize("fault", ["deleted", "overwritten"])
-def test_database_lost_while_open_is_rebuilt_from_the_table(
-    backend: Backend, processes: Processes, fault: str
-) -> None:
+def test_database_lost_while_open_is_rebuilt_from_the_table(backend: Backend, processes: Processes, fault: str) -> None:
     processes.start_all()
     for id in range(1, 2001):
         seq = backend.put_order(id)
@@ -217,9 +219,7 @@ def test_writer_refuses_a_foreign_file_at_the_start(backend: Backend, processes:
 
 
 @pytest.mark.parametrize("name", ["persister", "ORDER"])
-def test_child_leaves_when_its_supervisor_is_gone(
-    backend: Backend, processes: Processes, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_child_leaves_when_its_supervisor_is_gone(backend: Backend, processes: Processes, name: str) -> None:
     reading, writing = os.pipe()
     supervisor = processes.start("supervisor", lambda _: len(os.read(reading, 1)))
     pidfd = os.pidfd_open(supervisor)

@@ -327,9 +327,7 @@ class Duel:
         if answer.status != status:
             return False
         if status != 200 and not self._model.is_classic:
-            return bool(
-                answer.json["status"] == status and (path != "/order" or answer.json["order_status"] == body)
-            )
+            return bool(answer.json["status"] == status and (path != "/order" or answer.json["order_status"] == body))
         if path.startswith("/user/purchased"):  # the order of the products is free
             return bool(answer.json == body)
         return answer.body == json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()

@@ -64,6 +64,12 @@ def contents(directory: Path, start: int = 0) -> list[Group]:
     return [group._replace(position=0, number=0) for group in groups]
 
 
+def state(directory: Path) -> State:
+    scan = Scan(directory, None)
+    list(scan)
+    return scan.end.state
+
+
 def segment_path(directory: Path, number: int) -> Path:
     return directory / format.SEGMENT_NAME.format(number)
 
@@ -179,6 +185,20 @@ def test_everything_found_at_open_is_durable_afterwards(directory: Path, disk: D
     journal = open_journal(directory, 2)
     assert disk.synced == [(segment_path(directory, 1).stat().st_ino, True)]
     assert (journal.synced_seq, journal.last_seq) == (7, 7)
+
+
+def test_sync_that_fails_at_open_moves_what_was_not_durable(directory: Path, disk: Disk) -> None:
+    journal = open_journal(directory)
+    given = [add(journal, 3), add(journal, 4, sync=False), add(journal, 2), add(journal, 2, sync=False)]
+    kill(journal)
+    disk.fail(errno.EIO, "fdatasync")
+    journal = open_journal(directory, 2)
+    assert journal.synced_seq == 11
+    scan = Scan(directory, INSTANCE)
+    assert len(list(scan)) == 4
+    header = scan.segments[1].header  # the last frame knows of the first two syncs only
+    assert (header.segment, header.epoch, header.first_group, header.first_seq) == (2, 2, 4, 10)
+    assert contents(directory) == given
 
 
 def test_start_position_gives_the_groups_from_there_on(directory: Path) -> None:
@@ -369,13 +389,10 @@ def test_scan_tells_a_clean_end_from_a_torn_one(directory: Path) -> None:
     journal = open_journal(directory)
     add(journal, 2)
     scan = Scan(directory, None)
-    assert scan.end.state is State.CLEAN
     assert len(list(scan)) == 1
     assert (scan.end.state, scan.end.number, scan.end.last_seq, scan.end.epoch) == (State.CLEAN, 2, 2, 1)
     flip(segment_path(directory, 1), scan.end.offset + 3)
-    scan = Scan(directory, None)
-    assert len(list(scan)) == 1
-    assert scan.end.state is State.TORN
+    assert state(directory) is State.TORN
 
 
 # ---- recycling and limits -----------------------------------------------------------------------------------------
@@ -390,7 +407,7 @@ def test_recycled_segments_never_show_what_they_held_before(directory: Path) -> 
         journal.retire(journal.last_seq)
         kill(journal)
         assert contents(directory)[-1] == newest
-        assert Scan(directory, INSTANCE).end.state is State.CLEAN
+        assert state(directory) is State.CLEAN
         journal = open_journal(directory)
         assert journal.bytes == sum(path.stat().st_size for path in directory.iterdir()) <= 3 * SEGMENT_BYTES
     assert journal.position >> 40 > 10
@@ -459,7 +476,7 @@ def test_group_whose_write_failed_never_appears(directory: Path, disk: Disk, cod
         add(journal, 5)
     assert caught.value.is_full == (code != errno.EIO)
     assert contents(directory) == given
-    assert Scan(directory, INSTANCE).end.state is State.CLEAN
+    assert state(directory) is State.CLEAN
     given.append(add(journal, 3))
     kill(journal)
     assert contents(directory) == given
@@ -557,6 +574,14 @@ def test_journal_syncs_by_itself_before_too_much_is_unsynced(
         add(journal, sync=False)
         assert sum(end - start for start, end in frames(directory)[journal.synced_seq :]) <= 1000
     assert 1 < len(disk.synced) < 7
+
+
+def test_memory_level_groups_of_a_full_segment_stay_there(directory: Path) -> None:
+    journal = open_journal(directory)
+    given = [add(journal, 30, 128, sync=False) for _ in range(4)]
+    assert contents(directory) == given
+    assert [path.stat().st_size for path in directory.iterdir()] == [SEGMENT_BYTES] * 4
+    assert journal.synced_seq == 90
 
 
 def test_journal_opens_on_a_full_disk_and_writes_when_there_is_space(directory: Path, disk: Disk) -> None:

@@ -132,7 +132,7 @@ def test_cost_of_a_period_follows_the_dirty_records(office: Office, monkeypatch:
     for id in range(1, 500):
         office.backend.put_order(id)
     office.settle()
-    monkeypatch.setattr(office.persister._reader, "changed_slots", lambda after: pytest.fail("the table was scanned"))
+    monkeypatch.setattr(office.persister._reader, "changed_slots", lambda _: pytest.fail("the table was scanned"))
     office.sent_rows = 0
     office.backend.put_order(3, 99)
     office.settle()

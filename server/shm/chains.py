@@ -1,0 +1,169 @@
+"""The chains of one kind, for their writer: the writing half of linear hashing (`HASHING` in layout.py).
+
+A change of the chains that a reader could stumble over makes STRUCTURE odd while it lasts [chain-order]. Every single
+store leaves chains in which each slot is found: a split only ever takes slots out of the chain where they do not
+belong any more. So a writer that dies in the middle leaves at worst two chains that share their end, and `repair`
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from server.commands import Kind
+from server.errors import MemoryFull
+from server.shm.layout import BUCKETS, BUCKETS_MIN, KEY, NEXT, NEXT_MASK, SLOT_USED, STRUCTURE, WORD_BYTES
+from server.shm.segment import Region, Segment
+from server.shm.table import address_mask, hash_of
+
+SPLIT_RETRY_SLOTS = 1024  # without memory for more buckets, ask again after so many inserts
+
+
+class Chains:
+    """Buckets and chains of one kind. `slots` in them is counted by the owner when it takes over."""
+
+    def __init__(self, segment: Segment, kind: int, seed: int) -> None:
+        self._words = segment.words
+        self._is_hashed = kind == Kind.PURCHASE  # the key is the hash
+        self._seed = seed
+        self._buckets_word = BUCKETS + kind
+        self._structure_word = STRUCTURE + kind
+        self._buckets_max = segment.regions.buckets_max
+        self._base = segment.regions.buckets[kind] // WORD_BYTES
+        self._buckets = self._words[self._buckets_word]
+        self._mask = address_mask(self._buckets)
+        self._split_above = self._buckets  # slots
+        self.slots = 0
+        size_max = self._buckets_max * WORD_BYTES
+        self.region = Region(segment, segment.regions.buckets[kind], size_max, self._buckets * WORD_BYTES)
+
+    def hash(self, key: int) -> int:
+        """Return the hash of what stands in KEY."""
+        return key if self._is_hashed else hash_of(key, self._seed)
+
+    def bucket(self, hashed: int) -> int:
+        """Return the word of the bucket that a hash belongs to."""
+        bucket = hashed & self._mask
+        if bucket >= self._buckets:
+            bucket &= self._mask >> 1
+        return self._base + bucket
+
+    def find(self, key: int, hashed: int) -> int:
+        """Return the slot that holds the key, tombstones included, or 0."""
+        words = self._words
+        slot = words[self.bucket(hashed)]
+        while slot and words[slot + KEY] != key:
+            slot = words[slot + NEXT] & NEXT_MASK
+        return slot
+
+    def holds(self, slot: int) -> bool:
+        """Whether a slot is in the chain where its key belongs."""
+        return slot in self._chain(self.bucket(self.hash(self._words[slot + KEY])))
+
+    def presize(self, records: int) -> None:
+        """Make buckets for so many records at once, if there are no slots yet and there is memory."""
+        buckets = min(records, self._buckets_max)
+        if self.slots or buckets <= self._buckets:
+            return
+        try:
+            self.region.ensure(buckets * WORD_BYTES)
+        except MemoryFull:
+            return  # the buckets grow as long as they can
+        words = self._words
+        for bucket in range(self._base + self._buckets, self._base + buckets):
+            words[bucket] = 0
+        self._set_buckets(buckets)
+
+    def count_insert(self) -> None:
+        """Count a slot that was hung into its chain; split a bucket when there are more slots than buckets."""
+        self.slots += 1
+        if self.slots > self._split_above:
+            self._split()
+
+    def unlink(self, slot: int) -> None:
+        """Take a slot out of its chain."""
+        words = self._words
+        before = self.bucket(self.hash(words[slot + KEY]))
+        while (following := words[before] & NEXT_MASK) != slot:
+            before = following + NEXT
+        words[self._structure_word] += 1  # [chain-order]
+        words[before] = words[before] & SLOT_USED | words[slot + NEXT] & NEXT_MASK
+        words[self._structure_word] += 1
+        self.slots -= 1
+
+    def repair(self) -> None:
+        """Finish what a predecessor was interrupted in."""
+        words = self._words
+        if words[self._structure_word] & 1:
+            self._finish_split()
+            words[self._structure_word] += 1
+
+    def _chain(self, bucket: int) -> Iterator[int]:
+        words = self._words
+        slot = words[bucket]
+        while slot:
+            yield slot
+            slot = words[slot + NEXT] & NEXT_MASK
+
+    def _set_buckets(self, buckets: int) -> None:
+        self._words[self._buckets_word] = self._buckets = self._split_above = buckets
+        self._mask = address_mask(buckets)
+
+    def _split(self) -> None:
+        """Split the next bucket in turn: one step per insert keeps the chains short."""
+        words, buckets, mask = self._words, self._buckets, address_mask(self._buckets)
+        if buckets >= self._buckets_max:
+            return
+        if (buckets + 1) * WORD_BYTES > self.region.reserved_bytes:
+            try:
+                self.region.ensure((buckets + 1) * WORD_BYTES)
+            except MemoryFull:  # longer chains are better than a refused record
+                self._split_above = self.slots + SPLIT_RETRY_SLOTS
+                return
+        before = self._base + (buckets & mask >> 1)
+        first = words[before]
+        while first and self.hash(words[first + KEY]) & mask != buckets:
+            before = first + NEXT
+            first = words[before] & NEXT_MASK
+        words[self._base + buckets] = first
+        if not first:  # nobody moves, so no reader can miss anything
+            self._set_buckets(buckets + 1)
+            return
+        words[self._structure_word] += 1  # [chain-order]
+        self._set_buckets(buckets + 1)
+        self._unzip(first, before, self._base + buckets)
+        words[self._structure_word] += 1
+
+    def _unzip(self, slot: int, stay: int, move: int) -> None:
+        """Part a chain from `slot` on into the slots that stay and those that move to the newest bucket.
+
+        `stay` and `move` are the words that point to the next slot of either; both lead to `slot` (or are that far).
+        Front to back, so that whatever is not yet parted is reached from both.
+        """
+        words, newest, mask = self._words, self._buckets - 1, address_mask(self._buckets - 1)
+        while slot:
+            following = words[slot + NEXT] & NEXT_MASK
+            if self.hash(words[slot + KEY]) & mask == newest:
+                words[move] = words[move] & SLOT_USED | slot
+                move = slot + NEXT
+            else:
+                words[stay] = words[stay] & SLOT_USED | slot
+                stay = slot + NEXT
+            slot = following
+        words[stay] &= SLOT_USED
+        words[move] &= SLOT_USED
+
+    def _finish_split(self) -> None:
+        """Part the chains of the newest bucket and of the one that it was split from, wherever they meet."""
+        if self._buckets == BUCKETS_MIN:
+            return
+        words, newest = self._words, self._buckets - 1
+        stay, move = self._base + (newest & address_mask(newest) >> 1), self._base + newest
+        moved = set(self._chain(move))
+        while (slot := words[stay] & NEXT_MASK) and slot not in moved:
+            stay = slot + NEXT
+        common = slot
+        while (slot := words[move] & NEXT_MASK) != common:
+            move = slot + NEXT
+        if common:
+            self._unzip(common, stay, move)
