@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 
 JOURNAL_DIRECTORY = "journal"
 
-GROUP_BYTES_EXTRA = 128  # of a change beside body and private part: its head and its answer
-GROUP_BYTES_PER_CHANGE = 2 * layout.RECORD_BYTES_MAX + GROUP_BYTES_EXTRA  # an answer may hold another image of it
+GROUP_BYTES_EXTRA = 128  # of a command beside bodies and private part: the heads of its changes and of its answer
+GROUP_BYTES_PER_COMMAND_MAX = 2 * layout.RECORD_BYTES_MAX + GROUP_BYTES_EXTRA  # its record, another image as answer
 
 # keys of the selector beside the numbers of the workers
 _PERSISTER, _SUPERVISOR, _STOP = -1, -2, -3
@@ -154,7 +154,7 @@ class Manager:
         records = batch.records()
         changes = [*records, *batch.orders]
         if changes:
-            if self._is_too_large(changes):
+            if self._is_too_large(changes, results):
                 self._commit_less(arrivals)
                 return
             try:
@@ -181,7 +181,7 @@ class Manager:
         return batch.execute(arrival.request.command)
 
     def _commit_less(self, arrivals: Sequence[Arrival]) -> None:
-        """Too much for one group or for the memory: the first half, then the second; one that does not fit is refused."""
+        """Too much for one group or for the memory: first one half, then the other; a single one is refused."""
         if len(arrivals) == 1:
             self._answer(arrivals, [Result(Outcome.MEMORY_FULL)])
             return
@@ -189,12 +189,13 @@ class Manager:
         self._commit(arrivals[:middle])
         self._commit(arrivals[middle:])
 
-    def _is_too_large(self, changes: Sequence[Change]) -> bool:
-        """Whether a group of these could exceed a journal segment: many small commands can change large records."""
-        if len(changes) * GROUP_BYTES_PER_CHANGE <= self._journal.group_bytes_max:
+    def _is_too_large(self, changes: Sequence[Change], results: Sequence[Result]) -> bool:
+        """Whether the group could exceed a journal segment: many small commands can change large records."""
+        limit = self._journal.group_bytes_max
+        if len(results) * GROUP_BYTES_PER_COMMAND_MAX <= limit:
             return False
-        size = sum(len(change.body or b"") + len(change.private) + GROUP_BYTES_EXTRA for change in changes)
-        return size > self._journal.group_bytes_max
+        size = sum(len(result.body) + GROUP_BYTES_EXTRA for result in results)
+        return size + sum(len(change.body or b"") + len(change.private) for change in changes) > limit
 
     def _append(self, arrivals: Sequence[Arrival], results: Sequence[Result], changes: list[Change]) -> Outcome | None:
         """Write the journal group as durable as its most demanding command asks; None when that is done."""

@@ -31,13 +31,14 @@ def take(backend: Backend, kind: Kind, slots: set[int]) -> diff.Taken:
 
 
 def test_slots_are_grouped_by_kind_without_purchases(backend: Backend) -> None:
+    reader = DirtyReader(backend.shared.segment)
+    reader.take()
     backend.put(Kind.USER, 1, b"u")
     backend.put(Kind.PRODUCT, 1, b"p")
-    backend.put_order(1)
     backend.table.add_purchase(1, 1, 5, 3)
-    slots = list(backend.table.slots())
-    groups = diff.group_by_kind(backend.words, slots)
-    assert len(slots) == 4
+    purchase = backend.table.touched[-1:]
+    backend.put_order(1)
+    groups = diff.group_by_kind(backend.words, [*(reader.take() or []), *purchase])
     assert [len(groups[kind]) for kind in (Kind.USER, Kind.PRODUCT, Kind.ORDER)] == [1, 1, 1]
 
 
