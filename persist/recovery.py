@@ -67,6 +67,8 @@ class Table(Protocol):
 
     def seq_of(self, kind: int, id: int) -> int: ...
 
+    def presize(self, kind: int, records: int) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
@@ -125,6 +127,7 @@ class _Loader:
 
     def _load_rows(self, connection: sqlite3.Connection, kind: Kind) -> int:
         columns = ", ".join(schema.COLUMNS[kind])
+        self._table.presize(kind, connection.execute(f"SELECT count(*) FROM {DATABASE_NAMES[kind]}").fetchone()[0])
         rows = _fetch(connection.execute(f"SELECT {columns} FROM {DATABASE_NAMES[kind]} ORDER BY id"))
         put_all: Callable[[Iterator[Row]], int] = {
             Kind.USER: self._put_classic_users if self._is_classic else self._put_users,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import resource
 import signal
 import socket
@@ -72,10 +71,9 @@ class Worker:
         """Listen, say so, and return the exit code when it is time to leave."""
         self._loop.add_reader(self._shared.supervisor_pidfd, self._leave, 1)
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # blocked by the supervisor over the fork
         await self._listen(self._public, self._shared.listeners[self._slot])
         await self._listen(self._admin, self._shared.admin_listener)
-        self._counters[counters.PID] = os.getpid()
-        self._counters[counters.STARTED_MS] = int(time.time() * 1000)
         self._tick()
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
@@ -142,8 +140,6 @@ def connections_max() -> int:
 
 def main(config: Config, shared: Shared, worker_slot: int) -> int:
     """Run worker number `worker_slot` until it is told to stop (0) or the supervisor is dead (1)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     worker = Worker(config, shared, worker_slot, loop)

@@ -22,8 +22,8 @@ import json
 import os
 import sqlite3
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -227,7 +227,7 @@ def _verify_stopped(data_dir: Path) -> Findings:
     is_classic = instance.contract == "classic"
     memory = PlainTable(is_classic)
     groups = read_groups(data_dir / "journal", instance.id)
-    recovery.load(data_dir, instance.id, is_classic, memory, groups)
+    recovery.load(data_dir, instance.instance, is_classic, memory, groups)
     return compare(memory, DatabaseSide(data_dir, is_classic), lambda: None)
 
 
@@ -238,7 +238,7 @@ class PlainTable:
         self._value_of = value_decoder(is_classic)
         self._values: dict[Key, Value] = {}
         self._seqs: dict[Key, int] = {}
-        self._bought: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        self._bought: dict[int, Counter[int]] = defaultdict(Counter)
 
     def put(self, kind: int, id: int, seq: int, body: bytes, private: bytes = b"") -> None:
         key = Kind(kind), id
@@ -308,11 +308,10 @@ class DatabaseSide:
             return {}
         with self._open(Kind.USER) as connection:
             users = {id for (id,) in connection.execute("SELECT id FROM users")}
-        bought: dict[int, dict[int, int]] = defaultdict(dict)
-        with self._open(Kind.ORDER) as connection:
-            sums = "SELECT user_id, product_id, sum(quantity) FROM orders GROUP BY user_id, product_id"
-            for user_id, product_id, units in connection.execute(sums):
-                bought[user_id][product_id] = units
+        bought: dict[int, Counter[int]] = defaultdict(Counter)
+        with self._open(Kind.ORDER) as connection:  # not summed by SQL, which fails above 2^63 - 1
+            for user_id, product_id, quantity in connection.execute("SELECT user_id, product_id, quantity FROM orders"):
+                bought[user_id][product_id] += quantity
         return _only({(Kind.PURCHASE, id): _pairs(units) for id, units in bought.items() if id in users}, wanted)
 
 
@@ -354,7 +353,7 @@ def _stored_product(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return id, name, description, canonical_price(price) if isinstance(price, int | float) else price, quantity
 
 
-def _pairs(units: dict[Any, int]) -> tuple[tuple[int, int], ...]:
+def _pairs(units: Mapping[Any, int]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted((int(product_id), quantity) for product_id, quantity in units.items()))
 
 

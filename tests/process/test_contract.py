@@ -468,6 +468,22 @@ def test_purchases_add_up_per_product(world: World) -> None:
     assert b" " not in answer.body
 
 
+def test_purchases_above_the_largest_integer_still_add_up(world: World) -> None:
+    id = world.make()
+    for _ in range(2):
+        world.expect_200(world.client.post("/product", f'{{"command":"update","id":{id},"quantity":{INT_MAX}}}'))
+        world.expect_200(world.client.post("/order", world.fill(with_value(ORDER, "quantity", str(INT_MAX)), id)))
+    assert world.client.get(f"/user/purchased/{id}").json == {str(id): 2 * INT_MAX}
+
+
+def test_purchases_of_a_user_are_there_again_when_the_id_comes_back(world: World) -> None:
+    id = world.make()
+    world.expect_200(world.client.post("/order", world.fill(ORDER, id)))
+    world.expect_200(world.client.post("/user", world.fill(world.with_password(USER_DELETE), id)))
+    world.expect_200(world.client.post("/user", world.fill(world.with_password(USER), id)))
+    assert world.client.get(f"/user/purchased/{id}").json == {str(id): 20}
+
+
 def test_orders_stay_when_user_and_product_are_deleted(world: World) -> None:
     id = world.make()
     order = world.client.post("/order", world.fill(ORDER, id))
@@ -658,10 +674,12 @@ def full_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serv
             yield server, fill_up(raw)
 
 
+BIG_MATCH = {"name": "d" * TEXT_MAX, "price": 1, "quantity": 10}
+BIG = BIG_MATCH | {"description": "d" * TEXT_MAX}
+
+
 def big_product(id: int) -> bytes:
-    text = "d" * TEXT_MAX
-    product = {"command": "create", "id": id, "name": text, "description": text, "price": 1, "quantity": 10}
-    return request_bytes("POST", "/product", product)
+    return request_bytes("POST", "/product", {"command": "create", "id": id, **BIG})
 
 
 def fill_up(raw: RawClient) -> int:
@@ -679,21 +697,28 @@ def test_full_memory_refuses_only_what_needs_room(full_server: tuple[ServerProce
     with server.client() as client:
         assert client.get(f"/product/{count}").status == 404
         assert client.get(f"/product/{count - 1}").status == 200
-        update = client.post("/product", {"command": "update", "id": 0, "name": "n", "description": "d"})
-        assert (update.status, client.get("/product/0").body) == (200, update.body)
-        delete = {"command": "delete", "id": 1, "name": "d" * TEXT_MAX, "price": 1, "quantity": 10}
-        assert client.post("/product", delete).status == 200
+        assert client.post("/product", {"command": "delete", "id": 1, **BIG_MATCH}).status == 200
         assert client.get("/product/1").status == 404
+        assert client.post("/product", {"command": "create", "id": 1, **BIG, "price": -1}).status == 400
+
+
+def test_full_memory_takes_an_update_that_fits(full_server: tuple[ServerProcess, int]) -> None:
+    server, _count = full_server
+    with server.client() as client:
+        smaller = client.post("/product", {"command": "update", "id": 0, "name": "n", "description": "d"})
+        assert (smaller.status, client.get("/product/0").body) == (200, smaller.body)
+        same_size = client.post("/product", {"command": "update", "id": 5, "quantity": 20})
+        assert (same_size.status, client.get("/product/5").body) == (200, same_size.body)
 
 
 def test_full_memory_takes_records_again_after_deletes(full_server: tuple[ServerProcess, int]) -> None:
     server, count = full_server
     with server.client() as client, server.raw() as raw:
-        for id in range(2, 20):
-            delete = {"command": "delete", "id": id, "name": "d" * TEXT_MAX, "price": 1, "quantity": 10}
-            assert client.post("/product", delete).status == 200
+        for id in range(10, 30):
+            assert client.post("/product", {"command": "delete", "id": id, **BIG_MATCH}).status == 200
         server.flush()
+        before = len(server.rows("products"))
         assert [answer.status for answer in raw.pipeline([big_product(count + n) for n in range(10)])] == [200] * 10
         assert client.get(f"/product/{count + 9}").status == 200
     server.flush()
-    assert len(server.rows("products")) == count - 19 + 10
+    assert len(server.rows("products")) == before + 10

@@ -447,9 +447,10 @@ def test_report_of_an_earlier_batch_does_not_end_the_present_one(office: Office)
     office.backend.put_order(1)
     office.turn()
     feed: Feed = office.persister._feeds[Kind.ORDER]
+    batch = feed.batch
     office.report(Kind.ORDER, BatchPart(1, 0, 1, 0, 0, []))
     office.persister.turn()
-    assert feed.batch is not None
+    assert batch is not None and feed.batch is batch
 
 
 # ---- figures and the stop --------------------------------------------------------------------------------

@@ -103,8 +103,10 @@ def test_batch_whose_beginning_a_dead_writer_took_is_ignored(backend: Backend) -
     channel = backend.shared.writer_pairs[Kind.ORDER][0]
     for part in diff.encode_parts(1, 0, 10, [Row(id, order_body(id)) for id in range(1, 3000)])[1:]:
         assert channel.try_send(part)
-    send(backend, 2, 0, 20, orders(5000))
     writer = start(backend)
+    writer.turn()
+    assert writer._parts == []
+    send(backend, 2, 0, 20, orders(5000))
     while answers(backend)[-1:] != [BatchDone(2, 20, 1, 0)]:
         writer.turn()
     assert quantities(backend) == {5000: 1}
