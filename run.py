@@ -80,6 +80,7 @@ def build_config(arguments: Mapping[str, str], environment: Mapping[str, str]) -
         if flag in arguments:
             given[flag] = arguments[flag]
     settings: dict[str, object] = {"workers": min(os.cpu_count() or 1, WORKERS_MAX)}
+    settings["failpoints"] = environment.get("MILLRACE_FAILPOINTS", "")
     for flag, text in given.items():
         name, parse, _ = FLAGS[flag]
         try:

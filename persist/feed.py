@@ -84,13 +84,14 @@ class Feed:
         self.batch = Batch(number, max(checkpoint, newest_seq), len(rows), deque(parts))
         return True
 
-    def send(self) -> None:
-        """Send as much of a released batch as the channel takes."""
+    def send(self) -> bool:
+        """Send as much of a released batch as the channel takes; return whether its last part has gone now."""
         batch = self.batch
-        if batch is None or not batch.is_released:
-            return
+        if batch is None or not batch.is_released or not batch.unsent:
+            return False
         while batch.unsent and self.channel.try_send(batch.unsent[0]):
             batch.unsent.popleft()
+        return not batch.unsent
 
     def wants_write(self) -> bool:
         """Return whether parts wait for room in the channel."""

@@ -73,6 +73,7 @@ class Persister:
     """The loop, and what it knows of the writers."""
 
     def __init__(self, config: Config, shared: Shared) -> None:
+        self._failpoint = shared.failpoint
         self._period_s = config.persist_period_ms / 1000
         self._orphaned = shared.supervisor_pidfd
         self._words = shared.segment.words
@@ -126,7 +127,8 @@ class Persister:
             self._compose(feed)
         self._release()
         for feed in self._feeds.values():
-            feed.send()
+            if feed.send():
+                self._failpoint("persister.batch_sent")
         self._send_to_manager()
 
     # ---- waiting -------------------------------------------------------------------------------------
@@ -161,7 +163,9 @@ class Persister:
             return  # records are being loaded; nothing is published
         upto = words[layout.PUBLISHED_SEQ]  # before the slots are taken: see the module's docstring
         self._mark(upto)
+        self._failpoint("persister.before_diff")
         slots = self._dirty.take()
+        self._failpoint("persister.in_diff")
         if slots is None:
             slots = []
             for feed in self._feeds.values():
@@ -171,6 +175,7 @@ class Persister:
             feed.add(groups[kind], upto)
         words[layout.DIRTY_RECORDS] = sum(len(group) for group in groups.values())
         self._counters[counters.PERIODS] += 1
+        self._failpoint("persister.after_diff")
 
     def _scan(self) -> list[int]:
         """Return the slots of all changes that the feeds which need it are missing."""
@@ -232,6 +237,7 @@ class Persister:
 
     def _report(self) -> None:
         """Publish the checkpoints, in shared memory and to the manager."""
+        self._failpoint("persister.before_report")
         words = self._words
         checkpoints = [feed.checkpoint for feed in self._feeds.values()]
         for kind, feed in self._feeds.items():

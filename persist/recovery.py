@@ -25,8 +25,6 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +49,8 @@ log = logging.getLogger(__name__)
 
 FETCH_ROWS = 1000  # enough that a call into SQLite costs nothing per row, few enough to stay in the CPU's cache
 ROW_SEQ = 0  # older than any change
+# Orders of the same user and product are added up here before the table counts them: that costs it more than a dict.
+PURCHASES_HELD_MAX = 100_000  # pairs; some 20 MiB
 
 Row = tuple[Any, ...]
 decode_order = msgspec.json.Decoder(Order).decode
@@ -134,10 +134,7 @@ class _Loader:
             Kind.PRODUCT: self._put_products,
             Kind.ORDER: self._put_orders,
         }[kind]
-        count = put_all(rows)
-        if kind is Kind.ORDER:
-            self._add_purchases(connection)
-        return count
+        return put_all(rows)
 
     def _put_users(self, rows: Iterator[Row]) -> int:
         put, count = self._table.put, 0
@@ -165,21 +162,22 @@ class _Loader:
 
     def _put_orders(self, rows: Iterator[Row]) -> int:
         put, count, id = self._table.put, 0, 0
+        units: dict[tuple[int, int], int] = {}  # in the order of the first purchase, which is that of the answers
         for id, product_id, user_id, quantity, status in rows:
             put(Kind.ORDER, id, ROW_SEQ, encode_json(Order(id, product_id, user_id, quantity, status)))
+            pair = user_id, product_id
+            units[pair] = units.get(pair, 0) + quantity
+            if len(units) == PURCHASES_HELD_MAX:
+                self._add_purchases(units)
             count += 1
+        self._add_purchases(units)
         self.last_order_id = max(self.last_order_id, id)
         return count
 
-    def _add_purchases(self, connection: sqlite3.Connection) -> None:
-        """Add up the orders of each user and product first: a purchase costs the table more than SQLite a sort.
-
-        The sum is not SQL's, which fails above 2^63 - 1.
-        """
-        connection.execute("PRAGMA temp_store = MEMORY")
-        sql = f"SELECT user_id, product_id, quantity FROM {DATABASE_NAMES[Kind.ORDER]} ORDER BY user_id, product_id"
-        for (user_id, product_id), orders in groupby(_fetch(connection.execute(sql)), key=itemgetter(0, 1)):
-            self._table.add_purchase(user_id, product_id, sum(order[2] for order in orders), ROW_SEQ)
+    def _add_purchases(self, units: dict[tuple[int, int], int]) -> None:
+        for (user_id, product_id), quantity in units.items():
+            self._table.add_purchase(user_id, product_id, quantity, ROW_SEQ)
+        units.clear()
 
     def _load_dead_letters(self, connection: sqlite3.Connection, kind: Kind) -> int:
         count = 0

@@ -26,6 +26,7 @@ import msgspec
 
 from persist import schema
 from server.commands import DATABASE_NAMES, ClassicUser, Kind, Order, Product, User
+from server.failpoints import Failpoint, not_armed
 from server.messages import Row
 
 # Rows in one INSERT. sqlite-utils binds at most 999 values a statement, and five columns are the most there are; its
@@ -39,8 +40,11 @@ Record = User | ClassicUser | Product | Order
 class Store:
     """An open database. Raises `DataError` and `sqlite3.OperationalError` as `schema.open_for_writing` does."""
 
-    def __init__(self, path: Path, kind: Kind, instance: str, is_classic: bool) -> None:
+    def __init__(
+        self, path: Path, kind: Kind, instance: str, is_classic: bool, failpoint: Failpoint = not_armed
+    ) -> None:
         self.path = path
+        self._failpoint = failpoint
         self._db = schema.open_for_writing(path, kind, instance, schema.contract_name(is_classic))
         self._table = self._db.table(DATABASE_NAMES[kind])
         self._dead = self._db.table(schema.DEAD_LETTERS_TABLE)
@@ -59,6 +63,7 @@ class Store:
             buried = self._store(rows, checkpoint) if rows else 0
             schema.set_checkpoint(self._db, checkpoint)
             dead_letters = self._dead.count if buried or self.dead_letters else 0
+            self._failpoint("writer.in_transaction")
         self.checkpoint = checkpoint
         self.dead_letters = dead_letters
         return buried

@@ -70,6 +70,7 @@ class Writer:
         self._path = schema.database_path(config.data_dir, kind)
         self._is_classic = config.classic
         self._shared = shared
+        self._failpoint = shared.failpoint
         self._channel = shared.writer_pairs[kind][1]
         self._words = shared.segment.words
         self._counters = counters_block(shared.segment, counters.WRITER + kind)
@@ -156,6 +157,8 @@ class Writer:
                 self._give_up(str(error))
             else:
                 self._put_off(error)
+        except OSError as error:  # of the file system around SQLite: renaming, looking up
+            self._put_off(error)
         else:
             self._retry_s = RETRY_MIN_S
 
@@ -168,7 +171,9 @@ class Writer:
             self._give_up("the file was deleted or replaced")
             return
         rows = [row for part in self._parts for row in part.rows]
+        self._failpoint("writer.before_begin")
         buried = store.apply(rows, first.checkpoint)
+        self._failpoint("writer.after_commit")
         self._parts.clear()
         self._counters[counters.WRITER_BATCHES] += 1
         self._counters[counters.WRITER_ROWS] += len(rows)
@@ -199,7 +204,8 @@ class Writer:
         return store
 
     def _open_file(self) -> Store:
-        return Store(self._path, self._kind, self._shared.instance.hex(), self._is_classic)
+        instance = self._shared.instance.hex()
+        return Store(self._path, self._kind, instance, self._is_classic, self._shared.failpoint)
 
     def _give_up(self, reason: str) -> None:
         """Let a broken file go; the next turn opens an empty one and the persister fills it."""
@@ -220,7 +226,7 @@ class Writer:
     def _is_table_complete(self) -> bool:
         return self._words[layout.TABLE_STATE] == layout.TABLE_SERVING
 
-    def _put_off(self, error: sqlite3.Error) -> None:
+    def _put_off(self, error: sqlite3.Error | OSError) -> None:
         """Try again later: the rows are safe in the journal and in shared memory."""
         if self._retry_s == RETRY_MIN_S:
             log.warning("database not writable file=%s error=%s", self._path.name, error)

@@ -95,6 +95,7 @@ class CommandQueue:
         self._socket: MessageSocket = shared.command_pairs[worker_slot][0]
         self._words = shared.segment.words
         self._counters = counters_block(shared.segment, WORKER + worker_slot)
+        self._failpoint = shared.failpoint
         self._timeout_s = config.write_timeout_s
         self._next_number = (self._counters[STARTS] << INCARNATION_SHIFT) + 1
         self._epoch = self._words[layout.MANAGER_EPOCH]
@@ -171,6 +172,8 @@ class CommandQueue:
             answer = _decode_replies(message)
             if answer.epoch > self._epoch:
                 self._send_again(answer.epoch)
+            if answer.replies:
+                self._failpoint("worker.before_replies")
             for reply in answer.replies:
                 pending = self._forget(reply.number)
                 if pending is not None:

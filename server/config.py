@@ -54,6 +54,7 @@ class Config:
     idle_timeout_s: float = 75.0  # keep-alive without a request
     journal_segment_bytes: int = 64 << 20
     journal_max_bytes: int = 4 << 30  # at this size writes are refused until the databases caught up
+    failpoints: str = ""  # server/failpoints.py; for tests, from the environment only
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming the first setting that is out of its range."""

@@ -62,17 +62,16 @@ from server.errors import ConfigError
 Failpoint = Callable[[str], None]  # called with the name of the point that is passed
 
 NAMES = frozenset(
-    """
-    manager.start load.reset load.journal_open load.loaded
-    takeover.journal_open takeover.group_redone takeover.redone takeover.unlocked manager.before_ready
-    manager.before_append journal.before_write journal.after_write journal.before_sync journal.after_sync
-    manager.in_publish manager.before_dirty manager.after_publish manager.half_answered manager.before_retire
-    worker.before_replies
-    persister.before_diff persister.in_diff persister.after_diff persister.batch_sent persister.before_report
-    writer.before_begin writer.in_transaction writer.after_commit
-    supervisor.before_restart
-    """.split()
-)
+    (
+        "manager.start", "load.reset", "load.journal_open", "load.loaded", "takeover.journal_open",
+        "takeover.group_redone", "takeover.redone", "takeover.unlocked", "manager.before_ready",
+        "manager.before_append", "journal.before_write", "journal.after_write", "journal.before_sync",
+        "journal.after_sync", "manager.in_publish", "manager.before_dirty", "manager.after_publish",
+        "manager.half_answered", "manager.before_retire", "worker.before_replies", "persister.before_diff",
+        "persister.in_diff", "persister.after_diff", "persister.batch_sent", "persister.before_report",
+        "writer.before_begin", "writer.in_transaction", "writer.after_commit", "supervisor.before_restart",
+    )
+)  # fmt: skip
 ALWAYS = 1 << 62  # more passages than any run has
 COUNT_BYTES = 8
 

@@ -25,6 +25,7 @@ import logging
 import selectors
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -101,6 +102,7 @@ class Manager:
         self._config = config
         self._shared = shared
         self._epoch = epoch
+        self._failpoint = shared.failpoint
         self._words = shared.segment.words
         self._counters = counters_block(shared.segment, counters.MANAGER)
         self._persister = shared.persist_pair[1]
@@ -162,12 +164,18 @@ class Manager:
             except MemoryFull:
                 self._commit_less(arrivals)
                 return
+            self._failpoint("manager.before_append")
             refusal = self._append(arrivals, results, changes)
             if refusal is None:
-                self._table.publish(prepared)
+                slots = iter(prepared)
+                self._table.publish(islice(slots, len(prepared) // 2))
+                self._failpoint("manager.in_publish")
+                self._table.publish(slots)
+                self._failpoint("manager.before_dirty")
                 self._last_seq = batch.seq
                 self._words[layout.NEXT_ORDER_ID] = batch.next_order_id
                 self._mark_published()
+                self._failpoint("manager.after_publish")
             else:
                 self._table.discard(prepared)
                 results = [Result(refusal) if result.outcome == Outcome.DONE else result for result in results]
@@ -245,6 +253,7 @@ class Manager:
             replies.setdefault(arrival.worker, []).append(reply)
         for worker, of_worker in replies.items():
             self._intake.reply(worker, of_worker)
+            self._failpoint("manager.half_answered")
         self._words[layout.JOURNAL_POSITION] = self._waiting[0].position if self._waiting else self._journal.position
 
     # ---- the persister -------------------------------------------------------------------------
@@ -286,6 +295,7 @@ class Manager:
             self._send_persister(messages.encode(messages.FlushNow()))
         # a successor looks at later groups only, before anything of the earlier ones is given up
         self._words[layout.JOURNAL_POSITION] = self._waiting[0].position if self._waiting else self._journal.position
+        self._failpoint("manager.before_retire")
         self._journal.retire(persisted_seq)
         self._words[layout.JOURNAL_BYTES] = self._journal.bytes
         self._table.reclaim([persisted_seq] * len(checkpoints))
@@ -300,11 +310,13 @@ class Manager:
 
     def recover(self) -> None:
         """Load the databases and the journal, or take over the table of a dead predecessor; then greet the workers."""
+        self._failpoint("manager.start")
         if self._words[layout.TABLE_STATE] == layout.TABLE_SERVING:
             self._take_over()
         else:
             self._load()
         self._intake = Intake(self._shared, self._epoch, self._selector)
+        self._failpoint("manager.before_ready")
         self._words[layout.READY_EPOCH] = self._epoch
 
     def _open_journal(self, start: int = 0) -> None:
@@ -316,12 +328,15 @@ class Manager:
             config.journal_segment_bytes,
             config.journal_max_bytes,
             start=start,
+            failpoint=self._failpoint,
         )
 
     def _load(self) -> None:
         """First start of this run: the table is built from the databases and the journal after their checkpoints."""
         reset_table(self._shared.segment)
+        self._failpoint("load.reset")
         self._open_journal()
+        self._failpoint("load.journal_open")
         self._table = TableWriter(self._shared.segment)
         config, instance = self._config, self._shared.instance
         groups = read_groups(config.data_dir / JOURNAL_DIRECTORY, instance)
@@ -332,8 +347,10 @@ class Manager:
             words[layout.CHECKPOINT + kind] = checkpoint
         words[layout.PERSISTED_SEQ] = min(recovered.checkpoints)
         self._last_seq = recovered.last_seq
+        self._table.touched.clear()  # the persister begins with a scan
         self._mark_published()
         words[layout.JOURNAL_POSITION] = self._journal.position
+        self._failpoint("load.loaded")
         words[layout.TABLE_STATE] = layout.TABLE_SERVING
         records = [words[layout.RECORDS + kind] for kind in PERSISTED_KINDS]
         log.info("loaded last_seq=%d users=%d products=%d orders=%d", recovered.last_seq, *records)
@@ -342,12 +359,16 @@ class Manager:
         """The predecessor died: publish what it journaled and did not, and learn what it did not answer."""
         start = self._words[layout.JOURNAL_POSITION]
         self._open_journal(start)
+        self._failpoint("takeover.journal_open")
         self._table = TableWriter(self._shared.segment)
         groups = 0
         for group in read_groups(self._config.data_dir / JOURNAL_DIRECTORY, self._shared.instance, start):
             self._redo(group)
+            self._failpoint("takeover.group_redone")
             groups += 1
+        self._failpoint("takeover.redone")
         unlocked = self._table.unlock_all()
+        self._failpoint("takeover.unlocked")
         self._last_seq = max(self._journal.last_seq, self._words[layout.PUBLISHED_SEQ])
         self._mark_published()
         log.info("took over epoch=%d groups=%d slots_repaired=%d", self._epoch, groups, unlocked)

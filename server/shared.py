@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 
 from server.commands import Kind
+from server.failpoints import Failpoint, not_armed
 from server.message_socket import MessageSocket
 from server.shm.segment import Segment
 
@@ -24,6 +25,7 @@ class Shared:
     writer_pairs: dict[Kind, tuple[MessageSocket, MessageSocket]]  # persister, writer
     supervisor_pidfd: int  # readable when the supervisor is dead: leave
     ready_fd: int  # write end of a pipe to the supervisor
+    failpoint: Failpoint = not_armed
 
     def tell_ready(self, counters_block: int) -> None:
         """Tell the supervisor that this process serves."""

@@ -35,6 +35,7 @@ from server.commands import DATABASE_NAMES, PERSISTED_KINDS, Kind
 from server.config import WORKERS_MAX, Config
 from server.data_directory import DataDirectory, Run
 from server.errors import MillraceError
+from server.failpoints import make_failpoint
 from server.listeners import open_listeners
 from server.message_socket import message_pair
 from server.shared import Shared
@@ -125,6 +126,7 @@ class Supervisor:
             writer_pairs={kind: message_pair() for kind in PERSISTED_KINDS},
             supervisor_pidfd=os.pidfd_open(os.getpid()),
             ready_fd=ready_write,
+            failpoint=make_failpoint(config.failpoints),
         )
         self._words = self._shared.segment.words
         self._counters = counters_block(self._shared.segment, counters.SUPERVISOR)
@@ -252,6 +254,7 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             if child.restart_at <= now:
+                self._shared.failpoint("supervisor.before_restart")
                 self._start(child)
         if self._deadline <= now:
             self._miss_deadline()

@@ -1,7 +1,7 @@
 """`python -m tools <command>`: one entry for everything an operator or a tester runs beside the server.
 
-Each command is the module of its name with `main(arguments) -> exit code`. It is imported when it is asked for, so a
-tool that wants much does not slow down the others.
+Each command is a module with `main(arguments) -> exit code`: the one of its name, or `main` in the package of its name.
+It is imported when it is asked for, so a tool that wants much does not slow down the others.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "crash": "kill processes of a server of its own under load, and check that nothing acknowledged is lost",
     "load": "send the original work (users, products, orders) to a running server and read everything back",
     "verify": "compare every record in memory with the SQLite files",
 }
@@ -25,7 +26,10 @@ def main(arguments: list[str]) -> int:
     if name not in COMMANDS:
         print(f"no such command: {name}\n\n{_usage()}", file=sys.stderr)
         return EXIT_USAGE
-    code: int = importlib.import_module(f"tools.{name}").main(arguments[1:])
+    module = importlib.import_module(f"tools.{name}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"tools.{name}.main")
+    code: int = module.main(arguments[1:])
     return code
 
 

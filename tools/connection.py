@@ -27,6 +27,7 @@ class BrokenAnswer(OSError):
 class Answer(NamedTuple):
     status: int
     body: bytes
+    head: bytes = b""  # status line and fields, each with its CRLF
 
 
 class Connection:
@@ -64,7 +65,7 @@ class Connection:
             raise BrokenAnswer("more than one answer to one request")
         if _CLOSE.search(head):
             self.close()
-        return Answer(int(status[1]), data[end + 4 :])
+        return Answer(int(status[1]), data[end + 4 :], head)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -79,11 +80,10 @@ def _receive_more(sock: socket.socket, data: bytes) -> bytes:
     return data + more
 
 
-def post(host: str, path: str, body: bytes) -> bytes:
-    """Return the bytes of a POST request with a JSON body."""
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+def post(host: str, path: str, body: bytes, fields: str = "") -> bytes:
+    """Return the bytes of a POST request with a JSON body; `fields` are whole lines, each with its CRLF."""
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{fields}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def get(host: str, path: str) -> bytes:

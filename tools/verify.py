@@ -256,6 +256,9 @@ class PlainTable:
     def seq_of(self, kind: int, id: int) -> int:
         return self._seqs.get((Kind(kind), id), -1)
 
+    def presize(self, kind: int, records: int) -> None:
+        """Dictionaries grow by themselves."""
+
     def read(self, keys: Iterable[Key] | None) -> dict[Key, Value]:
         bought: dict[Key, Value] = {
             (Kind.PURCHASE, user_id): _pairs(units)

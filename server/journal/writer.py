@@ -28,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from server.errors import DataError, JournalRefused
+from server.failpoints import Failpoint, not_armed
 from server.journal import format
 from server.journal.files import SegmentFiles, cut, write_all
 from server.journal.format import Change, Frame, SegmentHeader
@@ -47,7 +48,7 @@ _FRAME_EXTRA_BYTES = format.FRAME_PREFIX_BYTES + len(format.END_MARK)  # around 
 class Journal:
     """The journal, open for writing; not for threads."""
 
-    def __init__(self, files: SegmentFiles, instance: bytes, epoch: int) -> None:
+    def __init__(self, files: SegmentFiles, instance: bytes, epoch: int, failpoint: Failpoint = not_armed) -> None:
         """Use `open`."""
         self.epoch = epoch
         self.last_seq = 0
@@ -55,6 +56,7 @@ class Journal:
         self.synced_seq = 0
         self._instance = instance
         self._files = files
+        self._failpoint = failpoint
         self._fd = -1  # of the newest segment; -1: there is none that can be written
         self._size = 0  # of that segment
         self._seed = 0  # of that segment
@@ -67,7 +69,14 @@ class Journal:
 
     @classmethod
     def open(
-        cls, directory: Path, instance: bytes, epoch: int, segment_bytes: int, max_bytes: int, start: int = 0
+        cls,
+        directory: Path,
+        instance: bytes,
+        epoch: int,
+        segment_bytes: int,
+        max_bytes: int,
+        start: int = 0,
+        failpoint: Failpoint = not_armed,
     ) -> Journal:
         """Find the exact end of the log, cut a torn tail, and make durable what is there.
 
@@ -75,7 +84,7 @@ class Journal:
         Raises `DataError` for damage, a foreign instance, an unknown version and an epoch that is over;
         `StartError` while another process has the journal open.
         """
-        journal = cls(SegmentFiles(directory, segment_bytes, max_bytes), instance, epoch)
+        journal = cls(SegmentFiles(directory, segment_bytes, max_bytes), instance, epoch, failpoint)
         try:
             journal._recover(Scan(directory, instance, start))
         except BaseException:
@@ -108,7 +117,9 @@ class Journal:
         self._make_room(len(group) + _FRAME_EXTRA_BYTES)
         frame = format.seal(group, self._seed)
         try:
+            self._failpoint("journal.before_write")
             write_all(self._fd, frame + self._end_mark(self._offset + len(frame)), self._offset)
+            self._failpoint("journal.after_write")
         except OSError as error:
             self._erase_frame(error)
             raise _refusal("write", error) from error
@@ -123,6 +134,7 @@ class Journal:
         self.last_seq = max(self.last_seq, first_seq + count - 1)
         if sync:
             self._mark_synced()
+            self._failpoint("journal.after_sync")
 
     def sync(self) -> None:
         """Make every group durable. Raises `JournalRefused`: they are kept, and the next call tries again."""
@@ -255,6 +267,7 @@ class Journal:
     def _sync_frame(self) -> None:
         """Sync the frame just written at `self._offset`, or make it void and raise `JournalRefused`."""
         try:
+            self._failpoint("journal.before_sync")
             os.fdatasync(self._fd)
         except OSError as error:
             with suppress(OSError):  # so that a successor does not find it should no new segment be possible now

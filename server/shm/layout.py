@@ -76,7 +76,7 @@ record and is never changed while a slot refers to it: new bytes go to a fresh b
       NEXT  00 00 00 00 00 01 00 00      no next, used
       REF   29 00 00 60 00 00 00 00      48 / 8 = 6, << 28 | 0 << 16 | 41 bytes: "35\\r\\n\\r\\n" + 35
       SEQ   05 00 00 00 00 00 00 00
-      CHECK 00 00 00 00 00 00 00 00      CRC-32, no purchases
+      CHECK 64 e6 bf 73 00 00 00 00      CRC-32, no purchases
 
 HASHING is linear hashing with chains (Litwin, "Linear hashing", VLDB 1980): the buckets of a kind grow one at a time,
 `address = h & (2m - 1)`, and if that is not there yet `h & (m - 1)`, where m is the largest power of two <= buckets.

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support import Answer, RawClient, ServerProcess, request_bytes
 
-STEPS = 900  # in each run between two starts
+STEPS = 600  # in each run between two starts
 RUNS = 4
 USER_IDS = range(1, 13)
 PRODUCT_IDS = range(1, 9)

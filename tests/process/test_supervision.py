@@ -278,12 +278,8 @@ def test_server_of_another_data_directory_on_the_same_port_exits_3(server: Serve
     [
         ["--workers", "0"],
         ["--workers", "many"],
-        ["--memory", "1KiB"],
         ["--memory", "lots"],
-        ["--durability", "none"],
-        ["--persist-period-ms", "0"],
         ["--port", "70000"],
-        ["--log-level", "loud"],
         ["--config", "/nonexistent/millrace.toml"],
     ],
     ids=" ".join,

@@ -43,21 +43,17 @@ def change_by_hand(data_dir: Path, name: str, statement: str) -> None:
 
 
 def test_nothing_differs_in_a_running_server_nor_in_the_stopped_one(server: ServerProcess) -> None:
+    before = server.run_json()
     code, lines, errors = verify(server.data_dir)
     assert (code, errors) == (0, "")
     assert lines[-1].startswith("running server: ") and lines[-1].endswith(" 0 differences")
+    assert server.run_json() == before
+    assert Path("/dev/shm", before["segment"]).exists()
+    assert server.request("GET", "/user/1").status == 200
     assert server.stop() == 0
     code, lines, errors = verify(server.data_dir)
     assert (code, errors) == (0, "")
     assert lines[-1].startswith("stopped server: ") and lines[-1].endswith(" 0 differences")
-
-
-def test_verify_leaves_the_running_server_as_it_is(server: ServerProcess) -> None:
-    before = server.run_json()
-    assert verify(server.data_dir)[0] == 0
-    assert server.run_json() == before
-    assert Path("/dev/shm", before["segment"]).exists()
-    assert server.request("GET", "/user/1").status == 200
 
 
 def test_every_difference_made_by_hand_is_named(server: ServerProcess) -> None:

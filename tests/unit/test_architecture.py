@@ -17,8 +17,8 @@ PACKAGES = ("server", "persist", "tools")
 FLOORS: list[set[str]] = [
     {"server.errors"},
     {
-        "server.commands", "server.config", "server.listeners", "server.logs", "server.message_socket",
-        "server.messages", "server.stop_signal",
+        "server.commands", "server.config", "server.failpoints", "server.listeners", "server.logs",
+        "server.message_socket", "server.messages", "server.stop_signal",
     },
     {"server.shm", "server.journal"},
     {"server.data_directory", "server.rules", "server.shared"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +26,7 @@ from server.command_queue import (
 from server.commands import Command, CreateUser, DeleteUser, Flush, Outcome, PlaceOrder, Reply
 from server.config import Config, Durability
 from server.errors import QueueFull
+from server.failpoints import not_armed
 from server.message_socket import MESSAGE_BYTES_MAX, message_pair
 from server.shm import counters, layout
 from server.shm.counters import counters_block
@@ -112,7 +113,7 @@ class Setup:
     def __init__(self, workers: int = 1) -> None:
         size = layout.COUNTERS_OFFSET + layout.COUNTERS_BYTES
         segment = SimpleNamespace(words=memoryview(bytearray(size)).cast("Q"))
-        self.shared: Any = SimpleNamespace(segment=segment, command_pairs=[message_pair() for _ in range(workers)])
+        self.shared: Any = SimpleNamespace(segment=segment, command_pairs=[message_pair() for _ in range(workers)], failpoint=not_armed)
         segment.words[layout.MANAGER_EPOCH] = 1
         self.managers: list[Manager] = []
         self.workers = [Worker(self.shared, slot) for slot in range(workers)]
@@ -149,6 +150,16 @@ def two() -> Iterator[Setup]:
     setup = Setup(workers=2)
     yield setup
     setup.close()
+
+
+def turn_until(condition: Callable[[], bool], *turns: Callable[[], object]) -> None:
+    """Take turns until the condition holds."""
+    for _ in range(1000):
+        if condition():
+            return
+        for turn in turns:
+            turn()
+    raise AssertionError("the queue stands still")
 
 
 def big_command(size: int = 50_000) -> Command:
@@ -245,11 +256,7 @@ def test_answers_are_split_into_messages_below_the_maximum(setup: Setup) -> None
     worker.turn()
     replies = [Reply(arrival.request.number, Outcome.DONE, 1, bytes(50_000)) for arrival in manager.turn()]
     manager.intake.reply(0, replies)
-    while len(worker.answers) < 12:
-        before = len(worker.answers)
-        worker.turn()
-        manager.turn()
-        assert len(worker.answers) > before, "the answers stand still"
+    turn_until(lambda: len(worker.answers) == 12, worker.turn, manager.turn)
     assert worker.answers == replies
 
 
@@ -290,9 +297,7 @@ def test_the_depth_is_bounded_and_an_answer_makes_room(setup: Setup) -> None:
     with pytest.raises(QueueFull):
         worker.submit()
     worker.turn()
-    while len(worker.answers) < QUEUE_DEPTH_MAX:
-        manager.serve()
-        worker.turn()
+    turn_until(lambda: len(worker.answers) == QUEUE_DEPTH_MAX, manager.serve, worker.turn)
     worker.submit()
     assert worker.numbers() == list(range(1, QUEUE_DEPTH_MAX + 1)), "what was refused took no number"
 
@@ -301,13 +306,11 @@ def test_the_bytes_are_bounded_and_given_back(setup: Setup) -> None:
     manager, [worker] = setup.manager(), setup.workers
     sent = 0
     with pytest.raises(QueueFull):
-        while True:
+        for _ in range(2000):
             worker.submit(big_command(60_000))
             sent += 1
     assert QUEUE_BYTES_MAX < sent * 60_100 < QUEUE_BYTES_MAX + 200_000
-    while len(worker.answers) < sent:
-        worker.turn()
-        manager.serve()
+    turn_until(lambda: len(worker.answers) == sent, worker.turn, manager.serve)
     worker.submit(big_command(60_000))
 
 
@@ -386,7 +389,7 @@ def test_what_waits_in_the_worker_stays_bounded_while_a_stopped_manager_lets_it_
     [worker] = setup.workers
     for _ in range(4):
         with pytest.raises(QueueFull):
-            while True:
+            for _ in range(2000):
                 worker.submit(big_command(20_000))
         worker.turn()
         worker.now += WRITE_TIMEOUT_S
@@ -604,10 +607,10 @@ def test_settled_only_after_the_last_message_that_is_sent_again(setup: Setup, mo
     successor = setup.manager()
     worker.turn()
     taken = 0
-    while taken < 3:
-        assert not successor.intake.is_settled()
+    for _ in range(20):
+        assert successor.intake.is_settled() <= (taken == 3)
         taken += len(successor.turn())
-    successor.turn()
+        worker.turn()
     assert successor.intake.is_settled()
 
 
@@ -641,9 +644,7 @@ def test_not_settled_while_an_answer_waits_for_room(setup: Setup) -> None:
     for arrival in manager.turn():
         manager.intake.reply(0, [Reply(arrival.request.number, Outcome.DONE, 1, bytes(20_000))])
     assert not manager.intake.is_settled()
-    while len(worker.answers) < 40:
-        worker.turn()
-        manager.turn()
+    turn_until(lambda: len(worker.answers) == 40, worker.turn, manager.turn)
     assert manager.intake.is_settled()
 
 

@@ -40,7 +40,7 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "journal-segment": ("1MiB", "journal_segment_bytes", 1 << 20),
     "journal-max": ("1GiB", "journal_max_bytes", 1 << 30),
 }
-FIXED = {"header_timeout_s", "body_timeout_s", "idle_timeout_s"}  # no flag
+FIXED = {"header_timeout_s", "body_timeout_s", "idle_timeout_s", "failpoints"}  # no flag
 
 BAD = [
     ("workers", "0"), ("workers", str(WORKERS_MAX + 1)), ("workers", "two"), ("workers", ""), ("workers", "1.5"),
@@ -75,6 +75,11 @@ def toml_file(tmp_path: Path, content: str) -> dict[str, str]:
 def test_the_tables_here_know_every_flag_and_every_field() -> None:
     assert set(GIVEN) == set(run.FLAGS)
     assert {field for field, _, _ in run.FLAGS.values()} == {f.name for f in dataclasses.fields(Config)} - FIXED
+
+
+def test_failpoints_come_from_the_environment_only() -> None:
+    plan = "manager.start=die@1"
+    assert run.build_config({}, {"MILLRACE_FAILPOINTS": plan}).failpoints == plan
 
 
 def test_defaults_are_those_of_the_config() -> None:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_plan_with_every_action_and_every_form_of_passage() -> None:
-    text = "journal.after_write=die@3;writer.in_transaction=errno:ENOSPC@2-4; manager.start=sleep:5;manager.start=stop@9"
-    assert parse_plan(text) == {
+    steps = ["journal.after_write=die@3", "writer.in_transaction=errno:ENOSPC@2-4", " manager.start=sleep:5", ""]
+    assert parse_plan(";".join([*steps, "manager.start=stop@9"])) == {
         "journal.after_write": [Step(3, 3, "die", 0)],
         "writer.in_transaction": [Step(2, 4, "errno", errno.ENOSPC)],
         "manager.start": [Step(1, ALWAYS, "sleep", 5), Step(9, 9, "stop", 0)],

@@ -12,7 +12,7 @@ import pytest
 
 from persist.recovery import Recovered, load
 from persist.store import Store
-from server.commands import PERSISTED_KINDS, ClassicUser, Kind, Product, User, encode_json
+from server.commands import PERSISTED_KINDS, ClassicUser, Kind, Order, Product, User, encode_json
 from server.errors import DataError
 from server.journal.format import Change, Group
 from server.messages import Row
@@ -93,6 +93,24 @@ def test_orders_of_a_database_become_purchases_once(backend: Backend) -> None:
     fill(backend, Kind.ORDER, [Row(id, order_body(id, 2)) for id in (1, 2, 3)], 9)
     recover(backend)
     assert backend.table.purchases(20) == b'{"10":6}'
+
+
+@pytest.mark.parametrize("held_max", [1, 2, 100])
+def test_purchases_answer_in_the_order_in_which_they_did_before(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, held_max: int
+) -> None:
+    monkeypatch.setattr("persist.recovery.PURCHASES_HELD_MAX", held_max)
+    fill(backend, Kind.USER, [Row(20, encode_json(User(20, "ann", "a@x")))], 9)
+    fill(backend, Kind.PRODUCT, [], 9)
+    products = [7, 3, 7, 9, 3, 1]
+    orders = [Row(id, encode_json(Order(id, product, 20, id))) for id, product in enumerate(products, 1)]
+    fill(backend, Kind.ORDER, orders, 9)
+    recover(backend)
+    with make_backend() as live:
+        live.table.put(Kind.USER, 20, 1, b"{}")
+        for id, product in enumerate(products, 1):
+            live.table.add_purchase(20, product, id, id + 1)
+        assert backend.table.purchases(20) == live.table.purchases(20)
 
 
 def test_orders_of_a_user_who_is_gone_do_not_stop_the_load(backend: Backend) -> None:

@@ -1,0 +1,239 @@
+"""The servers that are measured, each started by its constructor and stopped at the end of its `with` block.
+
+    Millrace   run.py with its default settings; only workers, ports and data directory are given
+    Bare       one constant response, the floor of Python (tools/bench/bare_server.py)
+    Nginx      `return 200` with a body of the same size, one process, access log off
+    Redis      append-only file, appendfsync always; no rewrites of the file meanwhile
+    FastApi    FastAPI, uvicorn with uvloop and httptools, SQLite (tools/bench/fastapi_server.py)
+
+All listen on a free port of the loopback interface and keep their files in a directory of the benchmark's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from server.shm.segment import SHM_DIRECTORY, Segment, remove_stale
+from tools.bench.machine import find_program
+from tools.bench.processes import MeasurementFailed, Memory, PinnedProcess
+from tools.connection import Connection, get, post
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 300.0  # with ten million records in SQLite
+EXCHANGE_TIMEOUT_S = 120.0  # a flush of all that a benchmark wrote
+POLL_S = 0.01
+
+_READY = re.compile(rb"ready http://127\.0\.0\.1:(\d+) ")
+T = TypeVar("T")
+
+
+class Server:
+    """A running server. `name` is the side in the tables."""
+
+    name = ""
+
+    def __init__(self, work_dir: Path, arguments: Sequence[str], cores: Sequence[int], **options: Any) -> None:
+        self.cores = tuple(dict.fromkeys(cores))
+        self.port = 0
+        self.process = PinnedProcess(arguments, self.cores, work_dir / f"{self.name}.log", cwd=ROOT, **options)
+
+    def await_port(self) -> None:
+        """Return when the server accepts connections."""
+        self.await_that(lambda: _is_open(self.port), "it does not listen")
+
+    def await_line(self) -> bytes:
+        """Return the first line of its standard output."""
+        stdout = self.process.process.stdout
+        line: bytes = stdout.readline() if stdout else b""
+        if not line:
+            raise MeasurementFailed(f"{self.name} did not start: {self.process.log_tail()}")
+        return line
+
+    def await_that(self, condition: Callable[[], T], complaint: str, timeout_s: float = START_TIMEOUT_S) -> T:
+        """Return the first true value; raise when the server ends before or time is over."""
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            if self.process.process.poll() is not None or time.monotonic() > deadline:
+                raise MeasurementFailed(f"{self.name}: {complaint}: {self.process.log_tail()}")
+            time.sleep(POLL_S)
+        return value
+
+    def settle(self) -> None:
+        """Return when the work that the server put off is done, so that its CPU time is counted."""
+
+    def cpu_s(self) -> float:
+        return self.process.cpu_s()
+
+    def memory(self) -> Memory:
+        return self.process.memory()
+
+    def connect(self) -> Connection:
+        return Connection(HOST, self.port, EXCHANGE_TIMEOUT_S)
+
+    def stop(self) -> None:
+        self.process.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Millrace(Server):
+    """The server of this repository."""
+
+    name = "millrace"
+
+    def __init__(self, data_dir: Path, cores: Sequence[int], *arguments: str) -> None:
+        """Start it with one worker per core and return when it serves; `start_s` is how long that took."""
+        self.data_dir = data_dir
+        workers = len(dict.fromkeys(cores))
+        command = [
+            sys.executable, "run.py", "--workers", str(workers), "--port", "0", "--admin-port", "0",
+            "--data-dir", str(data_dir), "--log-level", "warning", *arguments,
+        ]  # fmt: skip
+        start = time.perf_counter()
+        super().__init__(data_dir.parent, command, cores, stdout=subprocess.PIPE)
+        try:
+            match = _READY.match(self.await_line())
+            if match is None:
+                raise MeasurementFailed("millrace printed something else than its ready line")
+            self.start_s = time.perf_counter() - start
+            self.port = int(match[1])
+            run = json.loads((data_dir / "run.json").read_text())
+        except BaseException:
+            self.stop()
+            raise
+        self.pids: dict[str, int] = run["pids"]
+        self._segment_name: str = run["segment"]
+        self._admin = Connection(HOST, run["admin_port"], EXCHANGE_TIMEOUT_S)
+
+    def settle(self) -> None:
+        """Flush: the work of the SQLite writers belongs to the requests that caused it."""
+        answer = self._admin.exchange(post(HOST, "/flush?wait=1", b""))
+        if answer.status != 200:
+            raise MeasurementFailed(f"flush was answered {answer.status} {answer.body[:200]!r}")
+
+    def stats(self) -> dict[str, Any]:
+        """Return `/stats` of the admin port."""
+        found: dict[str, Any] = json.loads(self._admin.exchange(get(HOST, "/stats")).body)
+        return found
+
+    def segment(self) -> Segment:
+        """Map the shared segment read-only: looking into it costs the server nothing. The caller closes it."""
+        return Segment.attach(self._segment_name)
+
+    def segment_bytes(self) -> int:
+        """Return the memory that the shared segment occupies, whoever has it mapped."""
+        return os.stat(os.path.join(SHM_DIRECTORY, self._segment_name)).st_blocks * 512
+
+    def stop(self) -> None:
+        if hasattr(self, "_admin"):
+            self._admin.close()
+        super().stop()
+        if hasattr(self, "_segment_name"):
+            remove_stale(self._segment_name)  # only when it had to be killed is there one
+
+
+class Bare(Server):
+    name = "bare"
+
+    def __init__(self, work_dir: Path, cores: Sequence[int], response: bytes) -> None:
+        path = work_dir / "bare-response"
+        path.write_bytes(response)
+        command = [sys.executable, "-m", "tools.bench.bare_server", str(path)]
+        super().__init__(work_dir, command, cores, stdout=subprocess.PIPE)
+        self.port = int(self.await_line())
+
+
+class Nginx(Server):
+    name = "nginx"
+
+    def __init__(self, work_dir: Path, cores: Sequence[int], body: bytes) -> None:
+        port = free_port()
+        directory = work_dir / "nginx"
+        directory.mkdir(exist_ok=True)
+        path = directory / "nginx.conf"
+        path.write_text(_NGINX.format(directory=directory, port=port, body=body.decode().replace("'", "\\'")))
+        command = [find_program("nginx") or "nginx", "-e", str(directory / "error.log"), "-c", str(path)]
+        super().__init__(work_dir, command, cores)
+        self.port = port
+        self.await_port()
+
+
+# One process without a master; every temporary path is named, because the compiled-in ones belong to root.
+_NGINX = """
+daemon off; master_process off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off; keepalive_requests 1000000000; keepalive_timeout 300s; default_type application/json;
+    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+    server {{ listen 127.0.0.1:{port} backlog=1024; location / {{ return 200 '{body}'; }} }}
+}}
+"""
+
+
+class Redis(Server):
+    name = "redis"
+
+    def __init__(self, work_dir: Path, cores: Sequence[int], is_durable: bool) -> None:
+        """Start it; not durable means no file at all, for the comparison of memory."""
+        port = free_port()
+        directory = work_dir / "redis"
+        directory.mkdir(exist_ok=True)
+        command = [
+            find_program("redis-server") or "redis-server", "--port", str(port), "--bind", HOST, "--save", "",
+            "--dir", str(directory), "--daemonize", "no", "--appendonly", "yes" if is_durable else "no",
+            "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0",
+        ]  # fmt: skip
+        super().__init__(work_dir, command, cores)
+        self.port = port
+        self.await_port()
+
+
+class FastApi(Server):
+    name = "fastapi"
+
+    def __init__(self, work_dir: Path, cores: Sequence[int], users: int) -> None:
+        from tools.bench.fastapi_server import open_database  # here: FastAPI may not be installed
+        from tools.bench.records import fill_plain_database
+
+        path = work_dir / "fastapi.db"
+        if not path.exists():
+            connection = open_database(str(path))
+            fill_plain_database(connection, users)
+            connection.close()
+        port = free_port()
+        command = [
+            sys.executable, "-m", "uvicorn", "tools.bench.fastapi_server:app", "--host", HOST, "--port", str(port),
+            "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning",
+        ]  # fmt: skip
+        super().__init__(work_dir, command, cores, env=os.environ | {"DATABASE": str(path)})
+        self.port = port
+        self.await_port()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at this moment."""
+    with socket.create_server((HOST, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((HOST, port)) == 0
