@@ -21,6 +21,7 @@ JOURNAL_POSITION says where the first group stands that may still be unpublished
 
 from __future__ import annotations
 
+import heapq
 import logging
 import selectors
 from collections import deque
@@ -78,8 +79,9 @@ class _Waiting(NamedTuple):
     """An answer that waits for the databases."""
 
     seq: int
-    position: int
+    position: int  # of its group, or of an earlier one
     worker: int
+    number: int
     reply: Reply
 
 
@@ -108,7 +110,7 @@ class Manager:
         self._persister = shared.persist_pair[1]
         self._selector = selectors.DefaultSelector()
         self._unsent: deque[bytes] = deque()
-        self._waiting: deque[_Waiting] = deque()  # by seq
+        self._waiting: list[_Waiting] = []  # a heap: the lowest seq first
         self._answered: dict[tuple[int, int], Reply] = {}  # what the predecessor applied and may not have answered
         self._last_seq = 0
         self._journal: Journal
@@ -140,6 +142,7 @@ class Manager:
                 self._counters[counters.BATCHES] += 1
                 self._counters[counters.COMMANDS] += len(arrivals)
                 self._commit(arrivals)
+                self._settle()
         return 0
 
     def close(self) -> None:
@@ -165,7 +168,7 @@ class Manager:
                 self._commit_less(arrivals)
                 return
             self._failpoint("manager.before_append")
-            refusal = self._append(arrivals, results, changes)
+            refusal = self._append(arrivals, results, changes, batch.seq - self._last_seq)
             if refusal is None:
                 slots = iter(prepared)
                 self._table.publish(islice(slots, len(prepared) // 2))
@@ -178,12 +181,12 @@ class Manager:
                 self._failpoint("manager.after_publish")
             else:
                 self._table.discard(prepared)
-                results = [Result(refusal) if result.outcome == Outcome.DONE else result for result in results]
+                results = [Result(refusal) if result.seq > self._last_seq else result for result in results]
         self._answer(arrivals, results)
 
     def _execute(self, batch: Batch, arrival: Arrival) -> Result:
         """Apply a command, unless the predecessor did: then its answer is known."""
-        known = self._answered.pop((arrival.worker, arrival.request.number), None)
+        known = self._answered.get((arrival.worker, arrival.request.number))
         if known is not None:
             return Result(known.outcome, known.seq, known.body)
         return batch.execute(arrival.request.command)
@@ -205,8 +208,13 @@ class Manager:
         size = sum(len(result.body) + GROUP_BYTES_EXTRA for result in results)
         return size + sum(len(change.body or b"") + len(change.private) for change in changes) > limit
 
-    def _append(self, arrivals: Sequence[Arrival], results: Sequence[Result], changes: list[Change]) -> Outcome | None:
-        """Write the journal group as durable as its most demanding command asks; None when that is done."""
+    def _append(
+        self, arrivals: Sequence[Arrival], results: Sequence[Result], changes: list[Change], seqs: int
+    ) -> Outcome | None:
+        """Write the journal group as durable as its most demanding command asks; None when that is done.
+
+        `seqs` is how many the group takes. A flush answers with the seq of another command and takes none.
+        """
         first_seq = self._last_seq + 1
         bodies = {change.seq: change.body for change in changes}
         answers = []
@@ -219,7 +227,7 @@ class Manager:
                 level = max(level, Durability(arrival.request.level))
         try:
             self._journal.append(
-                first_seq, len(answers), changes, _encode_answers(answers), sync=level >= Durability.JOURNAL
+                first_seq, seqs, changes, _encode_answers(answers), sync=level >= Durability.JOURNAL
             )
         except JournalRefused as refused:
             self._counters[counters.JOURNAL_REFUSED] += 1
@@ -240,7 +248,6 @@ class Manager:
     def _answer(self, arrivals: Sequence[Arrival], results: Sequence[Result]) -> None:
         """Send the replies, one message per worker; hold back those that wait for the databases."""
         replies: dict[int, list[Reply]] = {}
-        position = self._journal.group_position
         persisted_seq = self._words[layout.PERSISTED_SEQ]
         for arrival, result in zip(arrivals, results, strict=True):
             number, level = arrival.request.number, arrival.request.level
@@ -248,20 +255,30 @@ class Manager:
             if result.outcome != Outcome.DONE:
                 self._counters[counters.REJECTED] += 1
             elif level == Durability.DATABASE and result.seq > persisted_seq:
-                self._hold(_Waiting(result.seq, position, arrival.worker, reply))
+                self._hold(arrival.worker, reply)
                 continue
             replies.setdefault(arrival.worker, []).append(reply)
         for worker, of_worker in replies.items():
             self._intake.reply(worker, of_worker)
             self._failpoint("manager.half_answered")
+
+    def _settle(self) -> bool:
+        """Let a successor look at later groups only; False while an earlier answer may be asked for again."""
+        if not self._intake.is_settled():
+            return False
+        self._answered.clear()
         self._words[layout.JOURNAL_POSITION] = self._waiting[0].position if self._waiting else self._journal.position
+        return True
 
     # ---- the persister -------------------------------------------------------------------------
 
-    def _hold(self, waiting: _Waiting) -> None:
+    def _hold(self, worker: int, reply: Reply) -> None:
+        """Keep an answer until the databases have its write; hurry the persister."""
         if not self._waiting:
             self._send_persister(messages.encode(messages.FlushNow()))
-        self._waiting.append(waiting)
+        is_of_predecessor = (worker, reply.number) in self._answered
+        position = self._words[layout.JOURNAL_POSITION] if is_of_predecessor else self._journal.group_position
+        heapq.heappush(self._waiting, _Waiting(reply.seq, position, worker, reply.number, reply))
 
     def _serve_persister(self) -> None:
         while self._unsent and self._persister.try_send(self._unsent[0]):
@@ -289,16 +306,15 @@ class Manager:
         """The databases came further: retire segments, free deleted slots, answer who waited for it."""
         persisted_seq = min(checkpoints)
         while self._waiting and self._waiting[0].seq <= persisted_seq:
-            waiting = self._waiting.popleft()
+            waiting = heapq.heappop(self._waiting)
             self._intake.reply(waiting.worker, [waiting.reply])
         if self._waiting:
             self._send_persister(messages.encode(messages.FlushNow()))
-        # a successor looks at later groups only, before anything of the earlier ones is given up
-        self._words[layout.JOURNAL_POSITION] = self._waiting[0].position if self._waiting else self._journal.position
-        self._failpoint("manager.before_retire")
-        self._journal.retire(persisted_seq)
-        self._words[layout.JOURNAL_BYTES] = self._journal.bytes
-        self._table.reclaim([persisted_seq] * len(checkpoints))
+        if self._settle():
+            self._failpoint("manager.before_retire")
+            self._journal.retire(persisted_seq)
+            self._words[layout.JOURNAL_BYTES] = self._journal.bytes
+            self._table.reclaim([persisted_seq] * len(checkpoints))
 
     def _send_persister(self, message: bytes) -> None:
         if self._unsent or not self._persister.try_send(message):

@@ -24,9 +24,10 @@ import uvloop
 from server.command_queue import CommandQueue
 from server.config import Config
 from server.http.admin import Admin
+from server.http.endpoint import NEVER, Endpoint
 from server.http.exchange import Counts
 from server.http.passwords import PasswordPool
-from server.http.protocol import NEVER, Connection, Endpoint
+from server.http.protocol import Connection
 from server.http.replies import Clock, Replies
 from server.http.routes import Shop, fast_getters
 from server.shared import Shared

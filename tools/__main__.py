@@ -10,6 +10,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "bench": "measure the server against nginx, Redis, FastAPI and the floor of Python, in turn",
     "crash": "kill processes of a server of its own under load, and check that nothing acknowledged is lost",
     "load": "send the original work (users, products, orders) to a running server and read everything back",
     "verify": "compare every record in memory with the SQLite files",

@@ -7,9 +7,9 @@ data directory tells which of the two it is, and keeps a server from starting wh
 
 A user's purchases are compared with the sums over the orders in SQLite.
 
-Writes may go on meanwhile. What differs is looked at again after another flush, and only a difference that stays the
-same over two rounds, while memory did not change, is one. A record that changes all the time can not be caught
-between two changes: it is counted as not compared, and said so.
+Writes may go on meanwhile. What differs is looked at again after another flush, in ROUNDS_MAX rounds, and only what
+differs in the same way in all of them, while memory does not change, is a difference. A record that changes all the
+time can not be caught between two changes: it is counted as not compared, and said so.
 
 Leaves out: the order of events (that is the journal's), and damage inside a database file (SQLite's integrity_check).
 """
@@ -50,7 +50,7 @@ from server.shm.table import TableReader
 from tools.connection import Connection, post
 
 EXIT_SAME, EXIT_DIFFERENT, EXIT_NOT_COMPARED = 0, 1, 2
-ROUNDS_MAX = 8  # each narrows the records that differ to those that changed within one flush, some milliseconds
+ROUNDS_MAX = 8  # a record that comes and goes all the time looks the same in all of them about once in 10 million
 FLUSH_TIMEOUT_S = 60.0  # longer than a locked or full database normally stays so
 HOLDS_PASSWORD = "(a password, not shown)"
 
@@ -102,25 +102,26 @@ def main(arguments: list[str]) -> int:
     return EXIT_DIFFERENT if findings.differences else EXIT_SAME
 
 
-def compare(memory: Side, database: Side, flush: Callable[[], None]) -> Findings:
-    """Compare both sides in as many rounds as it takes to tell differences from writes under way."""
+def compare(memory: Side, database: Side, flush: Callable[[], None], rounds_max: int = ROUNDS_MAX) -> Findings:
+    """Compare both sides, then again what differed; certain is what differs in the same way in every round."""
     suspects: set[Key] | None = None
-    found: dict[Key, Difference] = {}
+    certain: dict[Key, Difference] = {}
     compared = 0
-    for _ in range(ROUNDS_MAX):
+    for number in range(rounds_max):
         before = memory.read(suspects)
         flush()
         rows = database.read(suspects)
-        compared = compared or len(before.keys() | rows.keys())
-        suspects = {key for key in before.keys() | rows.keys() if before.get(key) != rows.get(key)}
+        keys = before.keys() | rows.keys()
+        suspects = {key for key in keys if before.get(key) != rows.get(key)}
         after = memory.read(suspects)
-        found_before, found = found, {
-            key: Difference(key, after.get(key), rows.get(key)) for key in suspects if before.get(key) == after.get(key)
-        }  # fmt: skip
-        if len(found) == len(suspects) and found == found_before:
+        found = {key: Difference(key, before.get(key), rows.get(key)) for key in suspects}
+        still = {key: difference for key, difference in found.items() if difference.memory == after.get(key)}
+        if number == 0:
+            compared, certain = len(keys), still
+        certain = {key: difference for key, difference in still.items() if certain.get(key) == difference}
+        if not suspects:
             break
-    certain = [difference for key, difference in sorted(found.items()) if found_before.get(key) == difference]
-    return Findings(compared, certain, len(suspects or ()) - len(certain))
+    return Findings(compared, [certain[key] for key in sorted(certain)], len(suspects or ()) - len(certain))
 
 
 def describe(difference: Difference) -> str:
@@ -228,7 +229,7 @@ def _verify_stopped(data_dir: Path) -> Findings:
     memory = PlainTable(is_classic)
     groups = read_groups(data_dir / "journal", instance.id)
     recovery.load(data_dir, instance.instance, is_classic, memory, groups)
-    return compare(memory, DatabaseSide(data_dir, is_classic), lambda: None)
+    return compare(memory, DatabaseSide(data_dir, is_classic), lambda: None, rounds_max=1)
 
 
 class PlainTable:

@@ -36,7 +36,7 @@ def exposition(figures: dict[str, Any]) -> bytes:
         iter([("", figures["flush_lag_ms"] / 1000)]),
     )
     gauge("millrace_journal_bytes", "size of all journal segments", iter([("", figures["journal_bytes"])]))
-    gauge("millrace_connections", "open client connections", _of_processes(processes, "connections"))
+    gauge("millrace_open_connections", "open client connections", _of_processes(processes, "connections"))
     for name in dict.fromkeys(name for process in processes.values() for name in process if name not in _NOT_COUNTED):
         family = "millrace_" + name.removesuffix("_total")
         help_text = f"{name.replace('_', ' ')} of each process"

@@ -108,11 +108,11 @@ class Arena:
             if self._pages_in[index] and not roomy and self._free_pages:
                 self._add_page(index)
 
-    def allocate(self, size: int, replaced_size: int = 0) -> int:
+    def allocate(self, size: int, replaced: int | None = None) -> int:
         """Return the offset of a block of at least `size` bytes. Raises `MemoryFull`.
 
-        The last free block of a class is for a record that gives back another one of the same class, the
-        `replaced_size` bytes that it has now (0: a new record).
+        The last free block of a class is for a record that is about to give back another one of the same class:
+        `replaced` is the offset of the block that it has now, None that of a new record.
         """
         index = _SMALL_CLASS[size] if size <= _SMALL_MAX else bisect_left(_SIZES, size)
         roomy = self._roomy[index]
@@ -122,7 +122,7 @@ class Arena:
         offset = page.start + page.free.pop()
         if not page.free:
             self._unlist(page)
-            if not roomy and not (replaced_size and block_class(replaced_size) == index):
+            if not roomy and (replaced is None or self._pages[replaced >> _PAGE_SHIFT].index != index):
                 try:
                     self._add_page(index)
                 except MemoryFull:

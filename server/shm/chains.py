@@ -9,6 +9,7 @@ goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from server.commands import Kind
 from server.errors import MemoryFull
@@ -28,14 +29,14 @@ class Chains:
         self._seed = seed
         self._buckets_word = BUCKETS + kind
         self._structure_word = STRUCTURE + kind
-        self._buckets_max = segment.regions.buckets_max
         self._base = segment.regions.buckets[kind] // WORD_BYTES
         self._buckets = self._words[self._buckets_word]
         self._mask = address_mask(self._buckets)
         self._split_above = self._buckets  # slots
         self.slots = 0
-        size_max = self._buckets_max * WORD_BYTES
+        size_max = segment.regions.buckets_max * WORD_BYTES
         self.region = Region(segment, segment.regions.buckets[kind], size_max, self._buckets * WORD_BYTES)
+        self._room = self.region.reserved_bytes // WORD_BYTES  # buckets
 
     def hash(self, key: int) -> int:
         """Return the hash of what stands in KEY."""
@@ -62,13 +63,12 @@ class Chains:
 
     def presize(self, records: int) -> None:
         """Make buckets for so many records at once, if there are no slots yet and there is memory."""
-        buckets = min(records, self._buckets_max)
-        if self.slots or buckets <= self._buckets:
+        if self.slots or records <= self._buckets:
             return
-        try:
-            self.region.ensure(buckets * WORD_BYTES)
-        except MemoryFull:
-            return  # the buckets grow as long as they can
+        with suppress(MemoryFull):
+            self.region.ensure(records * WORD_BYTES)
+        self._room = self.region.reserved_bytes // WORD_BYTES
+        buckets = min(records, self._room)
         words = self._words
         for bucket in range(self._base + self._buckets, self._base + buckets):
             words[bucket] = 0
@@ -107,51 +107,56 @@ class Chains:
 
     def _set_buckets(self, buckets: int) -> None:
         self._words[self._buckets_word] = self._buckets = self._split_above = buckets
-        self._mask = address_mask(buckets)
+        if buckets > self._mask:
+            self._mask = address_mask(buckets)
 
     def _split(self) -> None:
         """Split the next bucket in turn: one step per insert keeps the chains short."""
-        words, buckets, mask = self._words, self._buckets, address_mask(self._buckets)
-        if buckets >= self._buckets_max:
+        words, seed, newest, mask = self._words, self._seed, self._buckets, self._mask
+        if newest >= self._room and not self._find_room():
             return
-        if (buckets + 1) * WORD_BYTES > self.region.reserved_bytes:
-            try:
-                self.region.ensure((buckets + 1) * WORD_BYTES)
-            except MemoryFull:  # longer chains are better than a refused record
-                self._split_above = self.slots + SPLIT_RETRY_SLOTS
-                return
-        before = self._base + (buckets & mask >> 1)
-        first = words[before]
-        while first and self.hash(words[first + KEY]) & mask != buckets:
+        before = self._base + (newest & mask >> 1)
+        while first := words[before] & NEXT_MASK:
+            key = words[first + KEY]
+            if (key if self._is_hashed else hash(key * (key + seed))) & mask == newest:
+                break
             before = first + NEXT
-            first = words[before] & NEXT_MASK
-        words[self._base + buckets] = first
-        if not first:  # nobody moves, so no reader can miss anything
-            self._set_buckets(buckets + 1)
-            return
-        words[self._structure_word] += 1  # [chain-order]
-        self._set_buckets(buckets + 1)
-        self._unzip(first, before, self._base + buckets)
-        words[self._structure_word] += 1
+        words[self._base + newest] = first
+        if first:
+            words[self._structure_word] += 1  # [chain-order]
+            self._set_buckets(newest + 1)
+            self._unzip(first, before, self._base + newest)
+            words[self._structure_word] += 1
+        else:  # nobody moves, so no reader can miss anything
+            self._set_buckets(newest + 1)
+
+    def _find_room(self) -> bool:
+        """Reserve memory for more buckets; without it the chains get longer, which is better than a refused record."""
+        try:
+            self.region.ensure(self._buckets * WORD_BYTES + 1)
+        except MemoryFull:
+            self._split_above = self.slots + SPLIT_RETRY_SLOTS
+            return False
+        self._room = self.region.reserved_bytes // WORD_BYTES
+        return True
 
     def _unzip(self, slot: int, stay: int, move: int) -> None:
         """Part a chain from `slot` on into the slots that stay and those that move to the newest bucket.
 
-        `stay` and `move` are the words that point to the next slot of either; both lead to `slot` (or are that far).
-        Front to back, so that whatever is not yet parted is reached from both.
+        `stay` and `move` are the words that point to the next slot of either; both lead to `slot`. Front to back, one
+        store where a slot of one sort follows one of the other: what is not yet parted is reached from both sides.
         """
-        words, newest, mask = self._words, self._buckets - 1, address_mask(self._buckets - 1)
+        words, seed, newest = self._words, self._seed, self._buckets - 1
+        mask = address_mask(newest)
+        last, other, is_moving = move, stay, True
         while slot:
-            following = words[slot + NEXT] & NEXT_MASK
-            if self.hash(words[slot + KEY]) & mask == newest:
-                words[move] = words[move] & SLOT_USED | slot
-                move = slot + NEXT
-            else:
-                words[stay] = words[stay] & SLOT_USED | slot
-                stay = slot + NEXT
-            slot = following
-        words[stay] &= SLOT_USED
-        words[move] &= SLOT_USED
+            key = words[slot + KEY]
+            if ((key if self._is_hashed else hash(key * (key + seed))) & mask == newest) != is_moving:
+                last, other, is_moving = other, last, not is_moving
+                words[last] = words[last] & SLOT_USED | slot
+            last = slot + NEXT
+            slot = words[last] & NEXT_MASK
+        words[other] &= SLOT_USED
 
     def _finish_split(self) -> None:
         """Part the chains of the newest bucket and of the one that it was split from, wherever they meet."""

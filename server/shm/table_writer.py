@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from zlib import crc32
 
 from server.commands import Kind
@@ -51,10 +51,10 @@ from server.shm.layout import (
     VERSION_STEP,
 )
 from server.shm.segment import Region, Segment
-from server.shm.table import TableReader, body_of, hash_of, record_of
+from server.shm.table import TableReader, hash_of, record_of
 
 SLOTS_STEP = 64  # slots taken into use at once
-COMPACT_SHARE = 64  # compaction is a scan of all slots: worth it for 1/64 of the arena, and not before as much was freed
+COMPACT_SHARE = 64  # compaction scans all slots: worth it for 1/64 of the arena, not before as much was freed
 
 
 class Change(Protocol):
@@ -69,24 +69,9 @@ class Bought(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-class Prepared(NamedTuple):
-    """A change with its room: a fresh block (ref 0: a deletion) and, if the record is new, a slot."""
-
-    slot: int
-    is_new: bool
-    kind: int
-    key: int
-    hashed: int
-    seq: int
-    ref: int
-    crc: int
-    owner_id: int | None  # the user of a purchase
-
-
-class _Purchase(NamedTuple):
-    slot: int  # 0: none yet
-    units: int
-    counted_seq: int
+# A change with its room: slot | is it a new one | kind | key | hash | seq | ref of a fresh block, 0: a deletion |
+# checksum | the user of a purchase, else None. A plain tuple: a named one costs a tenth of a put.
+Prepared = tuple[int, bool, int, int, int, int, int, int, int | None]
 
 
 class TableWriter(TableReader):
@@ -117,12 +102,9 @@ class TableWriter(TableReader):
         """
         prepared: list[Prepared] = []
         try:
-            for change in records:
-                prepared.append(self._prepare_record(*change))
-            for item in bought:
-                prepared.append(self._prepare_purchase(*item))
-            for change in orders:
-                prepared.append(self._prepare_record(*change))
+            prepared.extend(self._prepare_record(*change) for change in records)
+            prepared.extend(self._prepare_purchase(*item) for item in bought)
+            prepared.extend(self._prepare_record(*change) for change in orders)
         except MemoryFull:
             self.discard(prepared)
             raise
@@ -131,23 +113,24 @@ class TableWriter(TableReader):
     def publish(self, batch: Iterable[Prepared]) -> None:
         """Show a prepared batch to the readers, one slot at a time, in the order prepared."""
         for prepared in batch:
-            user = 0 if prepared.owner_id is None else self._user_slot(prepared.owner_id)
-            if prepared.is_new:
-                self._insert(prepared, user)
-            else:
+            if not prepared[1]:
                 self._replace(prepared)
-            if not user:
-                self.touched.append(prepared.slot)
-            elif prepared.is_new:
-                self._link_purchase(user, prepared.slot)
+            elif prepared[-1] is None:
+                self._insert(prepared, 0)
+            else:
+                user = self._user_slot(prepared[-1])
+                self._insert(prepared, user)
+                self._link_purchase(user, prepared[0])
+            if prepared[-1] is None:
+                self.touched.append(prepared[0])
 
     def discard(self, batch: Iterable[Prepared]) -> None:
         """Give back the room of a batch that is not published."""
-        for prepared in batch:
-            if prepared.ref:
-                self._arena.free(_offset_of(prepared.ref))
-            if prepared.is_new:
-                self._free_slots.append(prepared.slot)
+        for slot, is_new, _, _, _, _, ref, _, _ in batch:
+            if ref:
+                self._arena.free(_offset_of(ref))
+            if is_new:
+                self._free_slots.append(slot)
 
     def put(self, kind: int, id: int, seq: int, body: bytes, private: bytes = b"") -> None:
         """Create or replace a record. Raises `MemoryFull`, and then nothing has changed."""
@@ -162,9 +145,9 @@ class TableWriter(TableReader):
 
         `seq` 0 (rows of a database) is always counted. Raises `MemoryFull`, and then nothing has changed.
         """
-        purchase = self._find_purchase(user_id, product_id)
-        if purchase.slot and seq and purchase.counted_seq >= seq:
-            self._link_purchase(self._user_slot(user_id), purchase.slot)  # its writer may have died just before
+        slot, _, counted_seq = self._find_purchase(user_id, product_id, self._purchase_key(user_id, product_id))
+        if slot and seq and counted_seq >= seq:
+            self._link_purchase(self._user_slot(user_id), slot)  # its writer may have died just before
         else:
             self.publish((self._prepare_purchase(user_id, product_id, quantity, seq),))
 
@@ -211,11 +194,11 @@ class TableWriter(TableReader):
         return self._prepare(slot, kind, id, hashed, seq, body, private, None)
 
     def _prepare_purchase(self, user_id: int, product_id: int, quantity: int, seq: int) -> Prepared:
-        purchase = self._find_purchase(user_id, product_id)
-        private = user_id.to_bytes(8, "little") + seq.to_bytes(8, "little")
-        body = b'"%d":%d' % (product_id, purchase.units + quantity)
         key = self._purchase_key(user_id, product_id)
-        return self._prepare(purchase.slot, Kind.PURCHASE, key, key, seq, body, private, user_id)
+        slot, units, _ = self._find_purchase(user_id, product_id, key)
+        body = b'"%d":%d' % (product_id, units + quantity)
+        private = user_id.to_bytes(8, "little") + seq.to_bytes(8, "little")
+        return self._prepare(slot, Kind.PURCHASE, key, key, seq, body, private, user_id)
 
     def _prepare(
         self,
@@ -228,16 +211,16 @@ class TableWriter(TableReader):
         private: bytes,
         owner_id: int | None,
     ) -> Prepared:
-        is_new = not slot
-        ref, crc = (0, 0) if body is None else self._store(body, private, 0 if is_new else self._words[slot + REF])
-        if is_new:
-            try:
-                slot = self._new_slot()
-            except MemoryFull:
-                if ref:
-                    self._arena.free(_offset_of(ref))
-                raise
-        return Prepared(slot, is_new, kind, key, hashed, seq, ref, crc, owner_id)
+        ref, crc = (0, 0) if body is None else self._store(slot, body, private)
+        if slot:
+            return slot, False, kind, key, hashed, seq, ref, crc, owner_id
+        try:
+            slot = self._new_slot()
+        except MemoryFull:
+            if ref:
+                self._arena.free(_offset_of(ref))
+            raise
+        return slot, True, kind, key, hashed, seq, ref, crc, owner_id
 
     def _insert(self, prepared: Prepared, user: int) -> None:
         """Fill a fresh slot and hang it into its chain with one store; it is locked until it hangs there."""
@@ -290,26 +273,24 @@ class TableWriter(TableReader):
         words[slot + LOCK] = lock + VERSION_STEP
         self._free_slots.append(slot)
 
-    def _store(self, body: bytes, private: bytes, old_ref: int) -> tuple[int, int]:
-        """Write a record to a fresh block; return its ref and checksum. `old_ref` is what it will replace."""
+    def _store(self, slot: int, body: bytes, private: bytes) -> tuple[int, int]:
+        """Write a record for a slot (0: a new one) to a fresh block; return its ref and checksum."""
         data = record_of(body)
         length = len(data)
-        if private:
-            data += private
-        if length > RECORD_BYTES_MAX or len(private) > PRIVATE_BYTES_MAX or len(data) > ARENA_PAGE_BYTES:
+        data += private
+        size = len(data)
+        if length > RECORD_BYTES_MAX or len(private) > PRIVATE_BYTES_MAX or size > ARENA_PAGE_BYTES:
             raise ValueError(f"record of {length} + {len(private)} bytes")
-        offset = self._allocate(len(data), _size_of(old_ref))
-        start = self._arena_base + offset
-        self._mm[start : start + len(data)] = data
-        return offset << (OFFSET_SHIFT - 3) | len(private) << PRIVATE_SHIFT | length, crc32(data)
-
-    def _allocate(self, size: int, replaced_size: int) -> int:
+        replaced = self._words[slot + REF] if slot else 0
         try:
-            return self._arena.allocate(size, replaced_size)
+            offset = self._arena.allocate(size, _offset_of(replaced) if replaced else None)
         except MemoryFull:
             if not self._compact():
                 raise
-            return self._arena.allocate(size, replaced_size)
+            offset = self._arena.allocate(size)
+        start = self._arena_base + offset
+        self._mm[start : start + size] = data
+        return offset << (OFFSET_SHIFT - 3) | len(private) << PRIVATE_SHIFT | length, crc32(data)
 
     def _new_slot(self) -> int:
         if not self._free_slots:
@@ -334,27 +315,27 @@ class TableWriter(TableReader):
         seed = self._seed
         return hash(user_id * (user_id + seed) * seed + product_id * (product_id + seed))
 
-    def _find_purchase(self, user_id: int, product_id: int) -> _Purchase:
-        words = self._words
-        key = self._purchase_key(user_id, product_id)
+    def _find_purchase(self, user_id: int, product_id: int, key: int) -> tuple[int, int, int]:
+        """Return the slot of a purchase (0: none yet), its units, and the seq of the last order counted."""
+        words, owner = self._words, user_id.to_bytes(8, "little")
         slot = words[self._chains[Kind.PURCHASE].bucket(key)]
         while slot:
             if words[slot + KEY] == key:
                 record, private = self._peek(slot)
-                name, _, units = body_of(record).partition(b":")
-                if int.from_bytes(private[:8], "little") == user_id and name == b'"%d"' % product_id:
-                    return _Purchase(slot, int(units), int.from_bytes(private[8:], "little"))
+                name, _, units = record.rpartition(b":")
+                if private.startswith(owner) and name.endswith(b'"%d"' % product_id):
+                    return slot, int(units), int.from_bytes(private[8:], "little")
             slot = words[slot + NEXT] & NEXT_MASK
-        return _Purchase(0, 0, 0)
+        return 0, 0, 0
 
     def _user_slot(self, user_id: int) -> int:
-        """Return the slot on which the list hangs; a deleted user of old orders gets a tombstone for it (first load)."""
+        """Return the slot that the list hangs on; a deleted user of old orders gets a tombstone (first load)."""
         hashed = hash_of(user_id, self._seed)
         slot = self._chains[Kind.USER].find(user_id, hashed)
         if not slot:
             tombstone = self._prepare(0, Kind.USER, user_id, hashed, 0, None, b"", None)
             self._insert(tombstone, 0)
-            slot = tombstone.slot
+            slot = tombstone[0]
         return slot
 
     def _link_purchase(self, user: int, slot: int) -> None:
@@ -387,7 +368,7 @@ class TableWriter(TableReader):
     def _move(self, slot: int, ref: int) -> None:
         words = self._words
         data = b"".join(self._peek(slot))
-        offset = self._arena.allocate(len(data), len(data))
+        offset = self._arena.allocate(len(data), _offset_of(ref))
         start = self._arena_base + offset
         self._mm[start : start + len(data)] = data
         lock = words[slot + LOCK]

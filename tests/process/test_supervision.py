@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,29 @@ def test_reads_go_on_while_there_is_no_manager(server: ServerProcess) -> None:
             os.kill(dead, signal.SIGKILL)
         assert [client.get("/user/5000").body for _ in range(100)] == [before] * 100
     wait_for_replacement(server, "manager", dead)
+
+
+def test_flushes_beside_writes_end_no_process(server: ServerProcess) -> None:
+    before = server.pids
+    with server.client() as client:
+        create_user(client, 6000)
+    threads = [threading.Thread(target=update_and_flush, args=(server, number)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.flush()
+    assert server.pids == before, server.log()
+
+
+def update_and_flush(server: ServerProcess, number: int) -> None:
+    """Two of the clients write, two flush, so that both meet in one batch of the manager."""
+    with server.client() as client, server.admin() as admin:
+        for _ in range(150):
+            if number % 2:
+                assert admin.post("/flush?wait=1", b"").status == 200
+            else:
+                assert client.post("/user", {"command": "update", "id": 6000, "email": f"{number}"}).status == 200
 
 
 def test_killing_the_same_worker_again_and_again_is_survived(server: ServerProcess) -> None:

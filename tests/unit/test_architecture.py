@@ -249,11 +249,12 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def test_tests_never_sleep() -> None:
-    wrong = []
-    for path in (ROOT / "tests").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if is_attribute(node, "time", "sleep") or is_from(node, "time", "sleep") or is_attribute(
-                node, "asyncio", "sleep"
-            ):
-                wrong.append(where(name_of(path), node))
+    wrong = [
+        where(name_of(path), node)
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if is_attribute(node, "time", "sleep")
+        or is_from(node, "time", "sleep")
+        or is_attribute(node, "asyncio", "sleep")
+    ]
     assert not wrong

@@ -75,7 +75,7 @@ def test_full_arena_still_changes_every_class_in_use(segment: Segment) -> None:
     for arena in (arena, adopted(segment, kept, full, 200)):
         for _ in range(3):
             for size, offset in kept.items():
-                fresh = arena.allocate(size, size)
+                fresh = arena.allocate(size, offset)
                 arena.free(offset)
                 kept[size] = fresh
         with pytest.raises(MemoryFull):
@@ -96,7 +96,7 @@ def test_adopted_class_without_room_gets_its_spare_page_back(segment: Segment) -
     arena = Arena(segment)
     arena.adopt([*((offset, 1024) for offset in page), *((offset, 200) for offset in full)])
     fill(arena, 64)
-    assert arena.allocate(1024, 1024) not in page
+    assert arena.allocate(1024, page[0]) not in page
 
 
 def test_spare_page_stays_when_its_last_block_is_freed(segment: Segment) -> None:
@@ -105,7 +105,7 @@ def test_spare_page_stays_when_its_last_block_is_freed(segment: Segment) -> None
     extra = arena.allocate(1024)
     arena.free(extra)
     fill(arena, 200)
-    fresh = arena.allocate(1024, 1024)
+    fresh = arena.allocate(1024, page[0])
     arena.free(page.pop())
     for offset in (*page, fresh):
         arena.free(offset)
@@ -134,7 +134,7 @@ def test_sparse_pages_fit_into_the_others(segment: Segment) -> None:
     sparse = arena.sparse_pages()
     arena.withhold(sparse)
     for offset in [offset for offset in kept if offset // PAGE in sparse]:
-        kept.add(arena.allocate(1000, 1000))
+        kept.add(arena.allocate(1000, offset))
         arena.free(offset)
         kept.remove(offset)
     arena.restore(sparse)

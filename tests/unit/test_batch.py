@@ -316,8 +316,10 @@ class Model:
             case UpdateProduct(id, name, description, price, quantity):
                 if id not in self.products:
                     return MISSING, None
-                given = {"name": name, "description": description, "price": price, "quantity": quantity}
-                self.products[id].update({k: v for k, v in given.items() if v is not None})
+                changed: dict[str, Any] = {
+                    "name": name, "description": description, "price": price, "quantity": quantity
+                }  # fmt: skip
+                self.products[id].update({k: v for k, v in changed.items() if v is not None})
                 return DONE, self.products[id]
             case DeleteProduct(id, name, price, quantity):
                 if id not in self.products:

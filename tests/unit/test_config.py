@@ -199,7 +199,9 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "1.5GiB", "1GB", "1G", "-1", "+1", "1 0", "0x10", "1_000", "\u0661", "1e3"])
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "1.5GiB", "1GB", "1G", "-1", "+1", "1 0", "0x10", "1_000", "\u0661", "1e3"]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="not a size"):
         parse_size(text)
@@ -213,7 +215,9 @@ def test_durability_is_read_in_lower_case_only(level: Durability) -> None:
             parse_durability(text)
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("Yes", True), ("FALSE", False), ("0", False)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("1", True), ("Yes", True), ("FALSE", False), ("0", False)]
+)
 def test_booleans_are_read(text: str, value: bool) -> None:
     assert parse_boolean(text) is value
 

@@ -72,12 +72,13 @@ def test_the_lock_stays_while_a_child_of_the_last_run_holds_it(path: Path) -> No
     DataDirectory(path).close()
 
 
-def test_a_refused_open_leaves_no_descriptor(directory: DataDirectory, path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+@pytest.mark.usefixtures("directory")
+def test_a_refused_open_leaves_no_descriptor(path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         with pytest.raises(StartError):
             DataDirectory(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_place_that_can_not_be_a_directory_is_a_start_error(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_directory_and_files_are_for_their_owner_only(path: Path) -> None:
     finally:
         os.umask(before)
     assert mode(path) == 0o700
-    assert {name: mode(path / name) for name in os.listdir(path)} == {
+    assert {file.name: mode(file) for file in path.iterdir()} == {
         "lock": 0o600, "instance.json": 0o600, "run.json": 0o600
     }  # fmt: skip
     directory.close()
@@ -205,7 +206,7 @@ def test_what_was_written_is_read_and_gone_after_the_close(path: Path) -> None:
     assert read_run(path) == Run("::1", 1, 2, "now", "millrace-test-none", {"supervisor": 1, "manager": 2})
     directory.close()
     assert read_run(path) is None
-    assert os.listdir(path) == ["lock"]
+    assert [file.name for file in path.iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"host":"\xff"}'])
@@ -281,7 +282,7 @@ def test_a_reader_of_the_old_file_still_sees_all_of_it(tmp_path: Path, is_durabl
         replace_file(path, b"new", is_durable)
         assert reader.read() == b"old" * 100
     assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["x.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
 
 @pytest.mark.parametrize("written", [OSError(errno.ENOSPC, "No space"), 2])
@@ -316,7 +317,7 @@ def test_a_durable_replacement_syncs_the_file_and_then_its_directory(
     synced: list[str] = []
 
     def note(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
 
     monkeypatch.setattr(os, "fsync", note)
     replace_file(tmp_path / "x.json", b"new", is_durable=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -279,6 +282,93 @@ def test_batches_equal_a_dict(segment: Segment, few_buckets: None) -> None:
     check_table(writer, model)
 
 
+# ---- a reader that is overtaken --------------------------------------------------------------------
+
+
+class Overtaken:
+    """`Segment.words` of a reader that the writer overtakes in front of one of its loads."""
+
+    def __init__(self, words: memoryview) -> None:
+        self._words = words
+        self.loads_left = 1 << 60
+        self.change: Callable[[], None] = lambda: None
+
+    def __getitem__(self, key: Any) -> Any:
+        self.loads_left -= 1
+        if self.loads_left == -1:
+            self.change()
+        return self._words[key]
+
+
+class NoStructureWord(chains.Chains):
+    """Splits and unlinks as if no reader could be on its way through the chain."""
+
+    def __init__(self, segment: Segment, kind: int, seed: int) -> None:
+        super().__init__(segment, kind, seed)
+        self._structure_word = 63  # of the header: nobody reads it
+
+
+def split(writer: TableWriter) -> None:
+    for id in range(100, 140):
+        writer.put(Kind.USER, id, id, b"split")
+
+
+def reuse(writer: TableWriter) -> None:
+    """Give the slots of some neighbours in the chains to other kinds and keys."""
+    for id in range(20, 30):
+        writer.delete(Kind.USER, id, 200)
+    writer.reclaim([200] * 3)
+    for id in range(10):
+        writer.put(Kind.PRODUCT, id, 201, b"reuse")
+    for id in range(500, 510):
+        writer.put(Kind.USER, id, 202, b"reuse")
+
+
+def replace(writer: TableWriter) -> None:
+    for version in range(3):
+        for id in range(10):
+            writer.put(Kind.USER, id, 300 + version, b"same")
+
+
+def count_wrong_reads(segment: Segment, change: Callable[[TableWriter], None]) -> int:
+    """Read ten records and ten that are not there, overtaken in front of the first load, the second, ..."""
+    wrong, overtaken_at, was_overtaken = 0, 0, True
+    while was_overtaken:
+        was_overtaken = False
+        for id in range(20):
+            reset_table(segment)
+            writer = TableWriter(segment)
+            for other in (*range(10), *range(20, 30)):
+                writer.put(Kind.USER, other, 1, b"same")
+            double = copy.copy(segment)
+            words = double.words = Overtaken(segment.words)  # type: ignore[assignment]
+            reader = TableReader(double)
+            reader.get_user(0)
+            words.change = partial(change, writer)
+            words.loads_left = overtaken_at
+            found = reader.get_user(id)
+            was_overtaken |= words.loads_left < 0
+            wrong += found != (b"4\r\n\r\nsame" if id < 10 else None)
+        overtaken_at += 1
+    assert overtaken_at > 10
+    return wrong
+
+
+@pytest.mark.parametrize("change", [split, reuse, replace])
+def test_reader_overtaken_at_any_load_finds_what_is_there(
+    segment: Segment, few_buckets: None, change: Callable[[TableWriter], None]
+) -> None:
+    assert count_wrong_reads(segment, change) == 0
+
+
+@pytest.mark.parametrize("change", [split, reuse])
+def test_reader_would_miss_records_without_the_structure_word(
+    segment: Segment, few_buckets: None, change: Callable[[TableWriter], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.shm.table_writer.Chains", NoStructureWord)
+    assert count_wrong_reads(segment, change) > 0
+
+
 # ---- growth --------------------------------------------------------------------------------------
 
 
@@ -462,7 +552,7 @@ def test_no_memory_for_buckets_makes_longer_chains(segment: Segment, monkeypatch
         raise MemoryFull
 
     region = writer._chains[Kind.USER].region
-    monkeypatch.setattr(region, "reserved_bytes", 1100 * layout.WORD_BYTES)
+    monkeypatch.setattr(writer._chains[Kind.USER], "_room", 1100)
     monkeypatch.setattr(region, "ensure", refuse)
     for id in range(5000):
         writer.put(Kind.USER, id, id, b"u")

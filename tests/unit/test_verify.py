@@ -74,6 +74,17 @@ def test_record_that_changes_all_the_time_is_no_difference_but_counted() -> None
     assert memory.reads == 2 * ROUNDS_MAX
 
 
+def test_record_that_comes_and_goes_is_no_difference() -> None:
+    """Absent whenever memory is read, in SQLite at most of the looks: only a row that never goes is left over."""
+    memory = Dict({})
+    database = Dict({USER: ANN})
+
+    def flush() -> None:
+        database.values = {} if database.reads == ROUNDS_MAX - 1 else {USER: ANN}
+
+    assert compare(memory, database, flush) == (1, [], 0)
+
+
 def test_true_difference_is_found_beside_a_record_that_changes() -> None:
     order: Key = (Kind.ORDER, 5)
 

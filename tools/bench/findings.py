@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 Figures = dict[str, float]  # one round of one side
 Point = dict[str, float]  # one moment of a curve
 
+ALL = "all"  # in `failures` and `missing`: every side of the experiment
+SATURATED_SHARE = 0.9  # below, a closed loop did not fill the server: its client, or the disk, set the pace
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p999_ms": 99.9}
 
 
@@ -112,7 +114,7 @@ def ratios(values: Sequence[float], references: Sequence[float]) -> list[float]:
 
 def judge(target: Target, findings: Findings) -> Row:
     """Return the row of a target."""
-    sides = [target.side] + ([target.reference] if target.reference else [])
+    sides = [ALL, target.side] + ([target.reference] if target.reference else [])
     values = findings.series(target.side, target.figure)
     references = findings.series(target.reference, target.figure) if target.reference else []
     judged = ratios(values, references) if target.reference else values
@@ -133,20 +135,19 @@ def _verdict(target: Target, findings: Findings, sides: list[str], spread: Sprea
     if findings.reduced:
         return Verdict.NOT_JUDGED, findings.reduced
     is_reached = spread.median <= target.limit if target.is_at_most else spread.median >= target.limit
-    return (Verdict.REACHED if is_reached else Verdict.MISSED), _saturation(findings, sides)
+    return (Verdict.REACHED if is_reached else Verdict.MISSED), _saturation(target, findings, sides)
 
 
-def _saturation(findings: Findings, sides: list[str]) -> str:
-    """Warn when a rate may be that of the client: the server had time left."""
+def _saturation(target: Target, findings: Findings, sides: list[str]) -> str:
+    """Say of a rate when it may be that of the client: the server had time left."""
+    if target.figure != "rate":
+        return ""
     idle = []
     for side in sides:
         busy = spread_of(findings.series(side, "server_busy"))
-        if busy is not None and busy.median < SATURATED_SHARE and "rate" in findings.sides[side][0]:
+        if busy and busy.median < SATURATED_SHARE:
             idle.append(f"{side} used {busy.median:.0%} of its cores")
     return "; ".join(idle)
-
-
-SATURATED_SHARE = 0.9  # below, a closed loop did not fill the server: its client, or the disk, set the pace
 
 
 def as_json(findings: Findings) -> dict[str, Any]:

@@ -102,9 +102,8 @@ def versions() -> dict[str, str]:
     for name, program in PROGRAMS.items():
         path = find_program(name)
         if path and program.version_arguments and program.package:
-            done = subprocess.run(
-                [path, *program.version_arguments], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
-            )
+            command = [path, *program.version_arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False)
             found[name] = (done.stdout + done.stderr).partition("\n")[0].strip()[:80]
     for package in PACKAGES:
         try:

@@ -52,7 +52,7 @@ class PinnedProcess:
         os.sched_setaffinity(0, cores)  # a child inherits it; set afterwards it could miss threads and grandchildren
         try:
             with log_path.open("ab") as log:
-                self.process = subprocess.Popen(
+                self.process: subprocess.Popen[bytes] = subprocess.Popen(
                     [*prefix, *arguments], start_new_session=True, stderr=log, **{"stdout": log} | options
                 )
         finally:
@@ -134,4 +134,4 @@ def run_client(arguments: Sequence[str], cores: Sequence[int], log_path: Path, t
         if client.process.returncode != 0:
             code, tail = client.process.returncode, client.log_tail()
             raise MeasurementFailed(f"{Path(arguments[0]).name} ended with {code}: {tail}")
-        return bytes(output).decode(errors="replace")
+        return output.decode(errors="replace")

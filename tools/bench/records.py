@@ -15,13 +15,13 @@ from typing import Any
 
 from persist import schema
 from server.commands import Kind
-from server.data_directory import DataDirectory
+from server.data_directory import Contract, DataDirectory
 
 FIRST_ID = 10_000_000
 USERS = 10_000
 PRODUCTS = 1_000
 STOCK = 10**12  # no benchmark ever sells out
-CONTRACT = "default"
+CONTRACT: Contract = "default"
 
 
 def user_body(id: int) -> bytes:

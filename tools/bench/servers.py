@@ -55,7 +55,7 @@ class Server:
     def await_line(self) -> bytes:
         """Return the first line of its standard output."""
         stdout = self.process.process.stdout
-        line: bytes = stdout.readline() if stdout else b""
+        line = stdout.readline() if stdout else b""
         if not line:
             raise MeasurementFailed(f"{self.name} did not start: {self.process.log_tail()}")
         return line
@@ -139,7 +139,7 @@ class Millrace(Server):
 
     def segment_bytes(self) -> int:
         """Return the memory that the shared segment occupies, whoever has it mapped."""
-        return os.stat(os.path.join(SHM_DIRECTORY, self._segment_name)).st_blocks * 512
+        return Path(SHM_DIRECTORY, self._segment_name).stat().st_blocks * 512
 
     def stop(self) -> None:
         if hasattr(self, "_admin"):

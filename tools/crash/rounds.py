@@ -29,7 +29,7 @@ from tools.crash.server import Server, ServerFailed
 
 ROLES = ("worker", "manager", "persister", "writer", "supervisor", "group")
 CLIENTS = 6
-LEVELS = ("journal", "journal", "journal", "memory", "memory", "database")
+LEVELS = (*["journal"] * 20, *["memory"] * 10, "database")  # the last one waits for a period
 WAIT_S = (0.02, 0.3)  # from serving again to the next kill
 AGAIN_SHARE = 0.2  # of the kills are followed by another one before the server serves again
 AGAIN_WAIT_S = 0.06
@@ -106,9 +106,13 @@ def finish(server: Server, load: Load) -> list[Violation]:
         code = verify.main(["--data-dir", str(server.data_dir)])
     violations = check(load.history, final)
     if code != verify.EXIT_SAME:
-        violations.append(Violation(Fault.LOST, f"SQLite is not as memory is: {output.getvalue()[:1000]}"))
+        stats = Connection("127.0.0.1", server.admin_port, SERVE_AGAIN_LIMIT_S).exchange(get("localhost", "/stats"))
+        text = f"SQLite is not as memory is: {output.getvalue()[:1000]}\n{stats.body.decode()}\n{server.log()}"
+        violations.append(Violation(Fault.LOST, text))
     if (code := server.stop()) != 0:
         violations.append(Violation(Fault.FAILED, f"the stop ended with exit code {code}\n{server.log()}"))
+    with contextlib.suppress(ServerFailed):
+        server.wait_for(lambda: not server.members(), "all processes are gone", CHILDREN_GONE_S)
     if members := server.members():
         violations.append(Violation(Fault.FAILED, f"children left behind: {members}"))
     if server.has_segment():
@@ -144,10 +148,11 @@ class _Killer:
     def _kill_child(self, role: str) -> None:
         """Kill one process of the role; if it is dead already, nothing happens."""
         pids = self._server.run().pids
-        name = self._chance.choice([name for name in pids if name.partition("-")[0] == role])
-        with contextlib.suppress(ProcessLookupError):
-            self._server.kill(name)
-            self._report.kills[role] += 1
+        names = [name for name in pids if name.partition("-")[0] == role]
+        if names:
+            with contextlib.suppress(ProcessLookupError):
+                self._server.kill(self._chance.choice(names))
+                self._report.kills[role] += 1
 
     def _restart(self, role: str) -> None:
         if role == "group":
