@@ -36,13 +36,14 @@ class Taken(NamedTuple):
 
 
 def group_by_kind(words: memoryview, slots: Iterable[int]) -> dict[Kind, set[int]]:
-    """Return the slots of each persisted kind; purchases are left out, the orders hold them.
+    """Return the slots for each database; keys go with the orders, purchases are left out: the orders hold them.
 
     A slot that changes hands meanwhile is caught by `take_rows`: its new record was marked dirty for itself.
     """
     groups: dict[int, set[int]] = {kind: set() for kind in range(KIND_MASK + 1)}
     for slot in slots:
         groups[words[slot + LOCK] >> KIND_SHIFT & KIND_MASK].add(slot)
+    groups[Kind.ORDER] |= groups[Kind.KEY]
     return {kind: groups[kind] for kind in PERSISTED_KINDS}
 
 
@@ -62,9 +63,12 @@ def take_rows(reader: TableReader, kind: Kind, slots: set[int]) -> Taken:
         except SlotBusy:
             busy.append(slot)
             continue
-        if record is None or record.kind != kind:
+        if record is None:
             continue
-        row = Row(record.id, record.body, record.private)
+        is_key = record.kind == Kind.KEY
+        if (Kind.ORDER if is_key else record.kind) != kind:
+            continue
+        row = Row(record.id, record.body, record.private, is_key)
         rows.append(row)
         size += row_bytes(row)
         newest_seq = max(newest_seq, record.seq)

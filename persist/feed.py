@@ -73,12 +73,13 @@ class Feed:
         if not self.pending:
             self.pending, self.pending_upto = self.later, self.later_upto
             self.later = set()
-        if self.pending_upto <= self.checkpoint:
+        # a successor of the manager marks slots dirty again whose changes are in the database: no news, but they must go
+        if not self.pending and self.pending_upto <= self.checkpoint:
             return False
         rows, newest_seq = diff.take_rows(reader, self.kind, self.pending)
         if self.pending and not rows:  # only locked slots are left
             return False
-        checkpoint = self.checkpoint if self.pending else self.pending_upto
+        checkpoint = self.checkpoint if self.pending else max(self.checkpoint, self.pending_upto)
         parts = diff.encode_parts(number, self.checkpoint, checkpoint, rows)
         # a row may hold a change that is in the table but not yet in PUBLISHED_SEQ: its own seq decides
         self.batch = Batch(number, max(checkpoint, newest_seq), len(rows), deque(parts))

@@ -120,6 +120,8 @@ class _Loader:
             schema.check(path, kind, meta, instance, schema.contract_name(self._is_classic))
             self.checkpoints[kind] = meta.checkpoint
             self.rows[kind] = self._load_rows(db.conn, kind) + self._load_dead_letters(db.conn, kind)
+            if kind is Kind.ORDER:
+                self._load_keys(db.conn)
         except sqlite3.DatabaseError as error:
             raise DataError(path, str(error)) from None
         finally:
@@ -186,6 +188,10 @@ class _Loader:
             count += 1
         return count
 
+    def _load_keys(self, connection: sqlite3.Connection) -> None:
+        for id, entry in connection.execute(f"SELECT id, entry FROM {schema.KEYS_TABLE}"):
+            self._table.put(Kind.KEY, id, ROW_SEQ, entry)
+
     # ---- journal -------------------------------------------------------------------------------------
 
     def replay(self, groups: Iterable[Group], data_dir: Path) -> int:
@@ -197,7 +203,7 @@ class _Loader:
                 raise DataError(self._path_of_lowest(data_dir), _missing(lowest + 1, group.first_seq - 1))
             last_seq = max(last_seq, group.first_seq + group.count - 1)
             for change in group.changes:
-                if change.seq > self.checkpoints[change.kind]:
+                if change.seq > self.checkpoints[Kind.ORDER if change.kind == Kind.KEY else change.kind]:
                     self._apply(change)
                     self.replayed += 1
         if last_seq < highest:

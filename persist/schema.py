@@ -32,6 +32,7 @@ from server.errors import DataError
 SCHEMA_VERSION = 1
 META_TABLE = "millrace"
 DEAD_LETTERS_TABLE = "dead_letters"
+KEYS_TABLE = "idempotency_keys"  # in the database of the orders
 COMPANION_SUFFIXES = ("", "-wal", "-shm")  # the files that together are one database
 
 FILE_MODE = 0o600  # password hashes and addresses; SQLite gives -wal and -shm the mode of the database
@@ -61,6 +62,8 @@ DEAD_LETTERS_SCHEMA = (
     f"CREATE TABLE {DEAD_LETTERS_TABLE} (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, body BLOB NOT NULL,"
     " private BLOB NOT NULL, reason TEXT NOT NULL, at TEXT NOT NULL)"
 )
+
+KEYS_SCHEMA = f"CREATE TABLE {KEYS_TABLE} (id INTEGER PRIMARY KEY, entry BLOB NOT NULL)"
 
 # in the order of the fields of the record (server/commands.py), which the writer and the recovery rely on
 COLUMNS = {
@@ -184,6 +187,8 @@ def _create_tables(db: Database, kind: Kind, instance: str, contract: str) -> No
     with db.atomic():
         for statement in (RECORD_SCHEMAS[kind], DEAD_LETTERS_SCHEMA, META_SCHEMA):
             db.execute(statement)
+        if kind is Kind.ORDER:
+            db.execute(KEYS_SCHEMA)
         db.table(META_TABLE).insert(
             {"id": 1, "version": SCHEMA_VERSION, "instance": instance, "contract": contract, "checkpoint": 0}
         )

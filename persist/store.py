@@ -60,6 +60,10 @@ class Store:
         with self._db.atomic():
             if self.dead_letters:
                 self._delete(schema.DEAD_LETTERS_TABLE, rows)
+            keys = [row for row in rows if row.is_key]
+            if keys:
+                self._write_keys(keys)
+                rows = [row for row in rows if not row.is_key]
             buried = self._store(rows, checkpoint) if rows else 0
             schema.set_checkpoint(self._db, checkpoint)
             dead_letters = self._dead.count if buried or self.dead_letters else 0
@@ -113,6 +117,12 @@ class Store:
         if deleted:
             self._delete(self._table.name, deleted)
         self._table.insert_all(self._records(rows), replace=True, batch_size=STATEMENT_ROWS)
+
+    def _write_keys(self, rows: Sequence[Row]) -> None:
+        """Store Idempotency-Keys; bytes that SQLite never refuses."""
+        self._delete(schema.KEYS_TABLE, [row for row in rows if row.body is None])
+        entries = [{"id": row.id, "entry": row.body} for row in rows if row.body is not None]
+        self._db.table(schema.KEYS_TABLE).insert_all(entries, replace=True)
 
     def _records(self, rows: Sequence[Row]) -> Iterator[Values]:
         """Yield the column names and then the values of each row: the list form of sqlite-utils, twice as fast."""

@@ -22,10 +22,12 @@ from server.commands import (
     DeleteProduct,
     DeleteUser,
     Flush,
+    KeyEntry,
     Kind,
     Outcome,
     PlaceOrder,
     Product,
+    Token,
     UpdateProduct,
     UpdateUser,
     User,
@@ -36,9 +38,12 @@ from server.rules import StoredUser
 from server.shm.table import TableReader
 
 EMPTY_BODY = b"{}"
+KEY_AGE_MAX_S = 24 * 3600  # how long an Idempotency-Key is remembered: far longer than any client retries
 
 _decode_user = msgspec.json.Decoder(User).decode
 _decode_classic_user = msgspec.json.Decoder(ClassicUser).decode
+encode_entry = msgspec.msgpack.Encoder().encode
+decode_entry = msgspec.msgpack.Decoder(KeyEntry).decode
 _decode_product = msgspec.json.Decoder(Product).decode
 
 
@@ -48,6 +53,9 @@ class Result(NamedTuple):
     outcome: Outcome
     seq: int = 0
     body: bytes = b""
+
+
+KEY_REUSED = Result(Outcome.KEY_REUSED)
 
 
 class Bought(NamedTuple):
@@ -62,11 +70,15 @@ class Bought(NamedTuple):
 class Batch:
     """The overlay of one batch over the published table."""
 
-    def __init__(self, table: TableReader, is_classic: bool, last_seq: int, next_order_id: int) -> None:
+    def __init__(
+        self, table: TableReader, is_classic: bool, last_seq: int, next_order_id: int, now_s: int = 0
+    ) -> None:
         self._table = table
         self._is_classic = is_classic
         self.seq = last_seq
         self.next_order_id = next_order_id
+        self._now_s = now_s
+        self.keys: dict[int, KeyEntry] = {}  # looked up or new
         self._users: dict[int, StoredUser | None] = {}
         self._products: dict[int, Product | None] = {}
         self._changes: dict[tuple[Kind, int], Change] = {}
@@ -84,9 +96,31 @@ class Batch:
             Flush: self._flush,
         }
 
-    def execute(self, command: Command) -> Result:
-        """Apply one command on the overlay."""
-        return self._handlers[type(command)](command)
+    def execute(self, command: Command, token: Token | None = None) -> Result:
+        """Apply one command on the overlay; one that was applied before under the same key is answered as it was."""
+        if token is None:
+            return self._handlers[type(command)](command)
+        known = self._key(token.id)
+        if known is not None and known.key == token.key and known.at_s + KEY_AGE_MAX_S > self._now_s:
+            return Result(Outcome.DONE, known.seq, known.body) if known.digest == token.digest else KEY_REUSED
+        result = self._handlers[type(command)](command)
+        if result.outcome == Outcome.DONE:
+            entry = self.keys[token.id] = KeyEntry(token.key, token.digest, result.seq, result.body, self._now_s)
+            self._changes[Kind.KEY, token.id] = Change(Kind.KEY, token.id, result.seq, encode_entry(entry), b"")
+        return result
+
+    def forget_key(self, id: int) -> None:
+        """Drop a key that is too old or one too many, together with what else is in the batch."""
+        if (Kind.KEY, id) not in self._changes:
+            self._changes[Kind.KEY, id] = Change(Kind.KEY, id, self.seq, None, b"")
+
+    def _key(self, id: int) -> KeyEntry | None:
+        if id not in self.keys:
+            record = self._table.get_key(id)
+            if record is None:
+                return None
+            self.keys[id] = decode_entry(record.partition(b"\r\n\r\n")[2])
+        return self.keys[id]
 
     def records(self) -> list[Change]:
         """Return the after-images of users and products."""

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from server.commands import Command, Reply
+from server.commands import Command, Reply, Token
 from server.config import Config, Durability
 from server.errors import QueueFull
 from server.message_socket import MESSAGE_BYTES_MAX, MessageSocket
@@ -56,6 +56,7 @@ class Request(Struct, frozen=True, array_like=True):
     number: int
     level: int
     command: Command
+    token: Token | None = None
 
 
 class Commands(Struct, frozen=True, array_like=True):
@@ -111,7 +112,9 @@ class CommandQueue:
         """Whether a manager takes commands now."""
         return bool(self._words[layout.READY_EPOCH] == self._words[layout.MANAGER_EPOCH])
 
-    def submit(self, command: Command, level: Durability, on_reply: OnReply) -> None:
+    def submit(
+        self, command: Command, level: Durability, on_reply: OnReply, token: Token | None = None
+    ) -> None:
         """Send a command with this loop turn's message; `on_reply` gets the answer, or None after the time-out.
 
         Raises `QueueFull` at once when the queue is full or no manager is there; then nothing was sent.
@@ -120,7 +123,7 @@ class CommandQueue:
             raise QueueFull
         number = self._next_number
         self._next_number = number + 1
-        encoded = msgspec.Raw(_encode(Request(number, level, command)))
+        encoded = msgspec.Raw(_encode(Request(number, level, command, token)))
         self._pending[number] = _Pending(encoded, on_reply, self._loop.time() + self._timeout_s)
         self._pending_bytes += len(encoded)
         if not self._outbox:

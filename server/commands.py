@@ -23,9 +23,10 @@ class Kind(IntEnum):
     PRODUCT = 1
     ORDER = 2
     PURCHASE = 3  # units that one user bought of one product; derived from the orders, never journaled or persisted
+    KEY = 4  # an Idempotency-Key and the answer it stands for; stored in the database of the orders
 
 
-PERSISTED_KINDS = (Kind.USER, Kind.PRODUCT, Kind.ORDER)
+PERSISTED_KINDS = (Kind.USER, Kind.PRODUCT, Kind.ORDER)  # those with a database of their own
 DATABASE_NAMES = {Kind.USER: "users", Kind.PRODUCT: "products", Kind.ORDER: "orders"}
 
 
@@ -63,6 +64,16 @@ class Order(Struct, frozen=True):
     user_id: int
     quantity: int
     status: Literal["Success"] = "Success"
+
+
+class KeyEntry(Struct, frozen=True, array_like=True):
+    """What an Idempotency-Key stands for; MessagePack, because no client ever sees it."""
+
+    key: bytes  # 16-byte hash of the key; the id of the record is a part of it
+    digest: bytes  # 16-byte hash of path and body
+    seq: int
+    body: bytes
+    at_s: int  # unix time
 
 
 # ---- commands: None means "not given"; `secret` is a stored password, already hashed by the worker --------------
@@ -125,6 +136,18 @@ class Flush(Struct, frozen=True, array_like=True, tag=8):
 Command = CreateUser | UpdateUser | DeleteUser | CreateProduct | UpdateProduct | DeleteProduct | PlaceOrder | Flush
 
 
+class Token(Struct, frozen=True, array_like=True):
+    """The Idempotency-Key of a command, hashed by the worker."""
+
+    key: bytes
+    digest: bytes
+
+    @property
+    def id(self) -> int:
+        """The id of the key's record."""
+        return int.from_bytes(self.key[:8], "little") & INT_MAX
+
+
 class Outcome(IntEnum):
     """What the manager says of one command. Everything but DONE means: not applied."""
 
@@ -136,6 +159,7 @@ class Outcome(IntEnum):
     MEMORY_FULL = 5  # no shared memory for the new record
     JOURNAL_FULL = 6  # no space for the journal, or its limit is reached
     JOURNAL_FAILED = 7  # the journal could not be written or synced
+    KEY_REUSED = 8  # the Idempotency-Key was used for another request
 
 
 class Reply(Struct, frozen=True, array_like=True):

@@ -24,6 +24,7 @@ from __future__ import annotations
 import heapq
 import logging
 import selectors
+import time
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -39,6 +40,7 @@ from server.command_queue import Arrival, Intake
 from server.commands import PERSISTED_KINDS, Kind, Order, Outcome, Reply
 from server.config import Config, Durability
 from server.errors import JournalRefused, MemoryFull
+from server.idempotency import Keys
 from server.journal.format import Change, Group
 from server.journal.reader import read_groups
 from server.journal.writer import Journal
@@ -54,7 +56,8 @@ log = logging.getLogger(__name__)
 JOURNAL_DIRECTORY = "journal"
 
 GROUP_BYTES_EXTRA = 128  # of a command beside bodies and private part: the heads of its changes and of its answer
-GROUP_BYTES_PER_COMMAND_MAX = 2 * layout.RECORD_BYTES_MAX + GROUP_BYTES_EXTRA  # its record, another image as answer
+# its record, another image of it as answer, and that once more for an Idempotency-Key
+GROUP_BYTES_PER_COMMAND_MAX = 3 * layout.RECORD_BYTES_MAX + GROUP_BYTES_EXTRA
 
 # keys of the selector beside the numbers of the workers
 _PERSISTER, _SUPERVISOR, _STOP = -1, -2, -3
@@ -112,6 +115,7 @@ class Manager:
         self._unsent: deque[bytes] = deque()
         self._waiting: list[_Waiting] = []  # a heap: the lowest seq first
         self._answered: dict[tuple[int, int], Reply] = {}  # what the predecessor applied and may not have answered
+        self._keys = Keys()
         self._last_seq = 0
         self._journal: Journal
         self._table: TableWriter
@@ -154,8 +158,10 @@ class Manager:
 
     def _commit(self, arrivals: Sequence[Arrival]) -> None:
         """Apply, journal, publish and answer commands as one group; as two where memory is too short for all."""
-        batch = Batch(self._table, self._config.classic, self._last_seq, self._words[layout.NEXT_ORDER_ID])
+        next_order_id, now_s = self._words[layout.NEXT_ORDER_ID], int(time.time())
+        batch = Batch(self._table, self._config.classic, self._last_seq, next_order_id, now_s)
         results = [self._execute(batch, arrival) for arrival in arrivals]
+        forgotten = self._keys.forget(batch, now_s) if batch.keys else []
         records = batch.records()
         changes = [*records, *batch.orders]
         if changes:
@@ -175,6 +181,7 @@ class Manager:
                 self._failpoint("manager.in_publish")
                 self._table.publish(slots)
                 self._failpoint("manager.before_dirty")
+                self._keys.note(batch.keys, forgotten)
                 self._last_seq = batch.seq
                 self._words[layout.NEXT_ORDER_ID] = batch.next_order_id
                 self._mark_published()
@@ -189,7 +196,7 @@ class Manager:
         known = self._answered.get((arrival.worker, arrival.request.number))
         if known is not None:
             return Result(known.outcome, known.seq, known.body)
-        return batch.execute(arrival.request.command)
+        return batch.execute(arrival.request.command, arrival.request.token)
 
     def _commit_less(self, arrivals: Sequence[Arrival]) -> None:
         """Too much for one group or for the memory: first one half, then the other; a single one is refused."""
@@ -331,6 +338,7 @@ class Manager:
             self._take_over()
         else:
             self._load()
+        self._keys.adopt(self._table)
         self._intake = Intake(self._shared, self._epoch, self._selector)
         self._failpoint("manager.before_ready")
         self._words[layout.READY_EPOCH] = self._epoch

@@ -40,6 +40,7 @@ class Row(Struct, frozen=True, array_like=True):
     id: int
     body: bytes | None
     private: bytes = b""
+    is_key: bool = False  # an Idempotency-Key, in the database of the orders
 
 
 class BatchPart(Struct, frozen=True, array_like=True, tag=5):

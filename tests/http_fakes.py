@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from server.commands import Command, CreateUser, Kind, Outcome, Reply, User
+from server.commands import Command, CreateUser, Kind, Outcome, Reply, Token, User
 from server.config import Config, Durability
 from server.errors import QueueFull, SlotBusy
 from server.http.endpoint import Endpoint
@@ -126,6 +126,7 @@ class Submitted(NamedTuple):
     command: Command
     level: Durability
     on_reply: Callable[[Reply | None], None]
+    token: Token | None
 
 
 class FakeQueue:
@@ -137,10 +138,16 @@ class FakeQueue:
         self.is_full = self.is_quick = False
         self.seq = 0
 
-    def submit(self, command: Command, level: Durability, on_reply: Callable[[Reply | None], None]) -> None:
+    def submit(
+        self,
+        command: Command,
+        level: Durability,
+        on_reply: Callable[[Reply | None], None],
+        token: Token | None = None,
+    ) -> None:
         if self.is_full:
             raise QueueFull
-        self.submitted.append(Submitted(command, level, on_reply))
+        self.submitted.append(Submitted(command, level, on_reply, token))
         if self.is_quick:
             self.answer()
 
@@ -150,7 +157,7 @@ class FakeQueue:
 
     def answer(self, outcome: Outcome | None = Outcome.DONE, index: int = 0) -> None:
         """Answer a command; the first one when nothing is said, None for the time-out."""
-        command, _, on_reply = self.submitted.pop(index)
+        command, _, on_reply, _ = self.submitted.pop(index)
         if outcome is not Outcome.DONE:
             on_reply(None if outcome is None else Reply(0, outcome))
             return

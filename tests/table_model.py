@@ -66,7 +66,7 @@ def check_table(writer: TableWriter, model: Model) -> None:
 
 
 def check_readers(reader: TableReader, model: Model) -> None:
-    for (kind, id), (seq, body, private) in model.records.items():
+    for (kind, id), (_, body, private) in model.records.items():
         record = reader.get(kind, id)
         assert record is not None and body_of(record) == body, (kind, id, record, body)
         assert record == b"%d\r\n\r\n%b" % (len(body), body)

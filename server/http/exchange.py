@@ -31,6 +31,7 @@ class Request(NamedTuple):
     target: bytes
     body: bytes
     durability: str | None  # as the client wrote it
+    key: str | None = None  # Idempotency-Key, as the client wrote it
 
 
 class Counts:

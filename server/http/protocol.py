@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol):
         self._is_fresh = True
         (method, target, fields, _), body = taken
         exchange = self._exchange(b"close" if self._endpoint.is_stopping else fields.connection, method == b"HEAD")
-        request = Request(method, target, body, fields.durability)
+        request = Request(method, target, body, fields.durability, fields.key)
         if exchange.attempt(self._endpoint.service.handle, request, exchange) is Later.AGAIN:
             self._exchanges.pop()
             self._parked = taken

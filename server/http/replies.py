@@ -35,8 +35,9 @@ _REFUSALS = {
     Outcome.MISMATCH: (401, "the given fields do not match the stored {}"),
     Outcome.OUT_OF_STOCK: (400, "the quantity is more than the stock"),
     Outcome.MEMORY_FULL: (507, "not applied: no shared memory is left for a new record"),
-    Outcome.JOURNAL_FULL: (507, "not applied: no space is left for the journal"),
+    Outcome.JOURNAL_FULL: (503, "not applied: no space is left for the journal, or it has reached its limit"),
     Outcome.JOURNAL_FAILED: (503, "not applied: the journal can not be written"),
+    Outcome.KEY_REUSED: (409, "the Idempotency-Key was used for another request"),
 }
 
 

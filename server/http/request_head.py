@@ -54,6 +54,7 @@ class Fields:
     is_chunked: bool = False
     expects_continue: bool = False
     durability: str | None = None
+    key: str | None = None  # Idempotency-Key
 
 
 PLAIN = Fields()  # keep-alive, no body, nothing asked for: the only section that the hot path takes
@@ -99,7 +100,7 @@ class HeadReader:
             fields = read_fields(section, is_1_0)
             if fields == PLAIN:
                 fields = PLAIN
-            if len(section) <= KNOWN_SECTION_BYTES_MAX:
+            if len(section) <= KNOWN_SECTION_BYTES_MAX and fields.key is None:  # a key comes once
                 if len(known) >= KNOWN_SECTIONS_MAX:
                     known.clear()
                 known[section] = fields
@@ -164,8 +165,14 @@ def read_fields(section: bytes, is_1_0: bool) -> Fields:
         _read_length(values),
         is_chunked,
         _read_expect(values, is_1_0),
-        b", ".join(values[b"durability"]).decode("latin-1") if b"durability" in values else None,
+        _text(values, b"durability"),
+        _text(values, b"idempotency-key"),
     )
+
+
+def _text(values: dict[bytes, list[bytes]], name: bytes) -> str | None:
+    """Return a field as the client wrote it; repeated, it is one list (RFC 9110 section 5.3)."""
+    return b", ".join(values[name]).decode("latin-1") if name in values else None
 
 
 def _read_codings(values: dict[bytes, list[bytes]], is_1_0: bool) -> bool:

@@ -8,15 +8,16 @@ Checks come first: a request that is wrong in itself gets its 400 before anythin
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from msgspec import UNSET
 
-from server.commands import INT_MAX, Command, DeleteUser, Kind, Reply
+from server.commands import DATABASE_NAMES, INT_MAX, Command, DeleteUser, Kind, Reply, Token
 from server.config import Config, Durability, parse_durability
 from server.errors import ConfigError, QueueFull, SlotBusy
 from server.http import bodies
@@ -32,6 +33,7 @@ KINDS = {"user": Kind.USER, "product": Kind.PRODUCT, "order": Kind.ORDER}
 COLLECTIONS = {b"/%b" % name.encode(): kind for name, kind in KINDS.items()}  # the way of nearly all writes
 READ_METHODS = (b"GET", b"HEAD")
 
+_KEY = re.compile(r"[!-~]([ -~]{0,253}[!-~])?")
 _ID = re.compile(r"0|[1-9][0-9]{0,18}")
 _TARGET = re.compile(rb"(?:https?://[^/?#]*(?=[/?]|$)|(?=/|\*$))(?P<path>[^?#]*)(?:\?[^#]*)?", re.IGNORECASE)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -49,7 +51,24 @@ class Table(Protocol):
 class Queue(Protocol):
     """Where commands go (server/command_queue.py)."""
 
-    def submit(self, command: Command, level: Durability, on_reply: Callable[[Reply | None], None]) -> None: ...
+    def submit(
+        self,
+        command: Command,
+        level: Durability,
+        on_reply: Callable[[Reply | None], None],
+        token: Token | None = None,
+    ) -> None: ...
+
+
+class Terms(NamedTuple):
+    """How a write is to be done, by its request's fields."""
+
+    level: Durability
+    token: Token | None
+
+
+class KeyInvalid(ValueError):
+    """An Idempotency-Key that can not be one."""
 
 
 class TargetInvalid(ValueError):
@@ -172,21 +191,22 @@ class Shop:
             return not_allowed(self._replies, b"POST", is_order)
         try:
             level = self._level if request.durability is None else parse_durability(request.durability)
+            terms = Terms(level, None if request.key is None else make_token(kind, request.key, request.body))
             if kind is Kind.USER:
-                return self._write_user(bodies.decode_user(request.body, self._is_classic), level, exchange)
+                return self._write_user(bodies.decode_user(request.body, self._is_classic), terms, exchange)
             decode = bodies.decode_order if is_order else bodies.decode_product
-            return self._submit(kind, decode(request.body), level, exchange)
-        except (BodyInvalid, ConfigError) as error:
+            return self._submit(kind, decode(request.body), terms, exchange)
+        except (BodyInvalid, ConfigError, KeyInvalid) as error:
             return self._replies.error(400, str(error), is_order=is_order)
 
-    def _submit(self, kind: Kind, command: Command, level: Durability, exchange: Exchange) -> bytes | Later:
+    def _submit(self, kind: Kind, command: Command, terms: Terms, exchange: Exchange) -> bytes | Later:
         """Send a command; its outcome is the answer."""
 
         def on_reply(reply: Reply | None) -> None:
             exchange.attempt(self._replies.outcome, kind, reply)
 
         try:
-            self._queue.submit(command, level, on_reply)
+            self._queue.submit(command, terms.level, on_reply, terms.token)
         except QueueFull:
             return self._replies.unavailable(
                 "not applied: too many writes wait, or the manager is being replaced", kind is Kind.ORDER
@@ -195,28 +215,28 @@ class Shop:
 
     # ---- users: the password is hashed first, and nothing of the connection may pass meanwhile
 
-    def _write_user(self, body: UserBody, level: Durability, exchange: Exchange) -> bytes | Later:
+    def _write_user(self, body: UserBody, terms: Terms, exchange: Exchange) -> bytes | Later:
         password = body.password
         if password is UNSET:
-            return self._submit(Kind.USER, body.command(None), level, exchange)
+            return self._submit(Kind.USER, body.command(None), terms, exchange)
         if self._is_classic:
-            return self._submit(Kind.USER, body.command(classic_secret(password)), level, exchange)
+            return self._submit(Kind.USER, body.command(classic_secret(password)), terms, exchange)
         if not exchange.is_first:
             return Later.AGAIN
         if isinstance(body.command(None), DeleteUser):
-            return self._look(exchange, False, partial(self._delete_user, body, password, level, exchange))
-        return self._hash(partial(make_secret, password), body, level, exchange)
+            return self._look(exchange, False, partial(self._delete_user, body, password, terms, exchange))
+        return self._hash(partial(make_secret, password), body, terms, exchange)
 
-    def _delete_user(self, body: UserBody, password: str, level: Durability, exchange: Exchange) -> bytes | Later:
+    def _delete_user(self, body: UserBody, password: str, terms: Terms, exchange: Exchange) -> bytes | Later:
         """Derive the secret as the stored one was made; the manager compares them."""
         stored = self._table.get_private(Kind.USER, body.id)
         if stored is None or not stored[1]:  # no such user, or one without a password: the manager says
-            return self._submit(Kind.USER, body.command(None), level, exchange)
-        return self._hash(partial(derive_secret, password, stored[1].decode()), body, level, exchange)
+            return self._submit(Kind.USER, body.command(None), terms, exchange)
+        return self._hash(partial(derive_secret, password, stored[1].decode()), body, terms, exchange)
 
-    def _hash(self, hashing: Callable[[], str], body: UserBody, level: Durability, exchange: Exchange) -> bytes | Later:
+    def _hash(self, hashing: Callable[[], str], body: UserBody, terms: Terms, exchange: Exchange) -> bytes | Later:
         def submit(future: asyncio.Future[str]) -> bytes | Later:
-            return self._submit(Kind.USER, body.command(future.result()), level, exchange)
+            return self._submit(Kind.USER, body.command(future.result()), terms, exchange)
 
         exchange.is_alone = True
         try:
@@ -224,6 +244,14 @@ class Shop:
         except HashingFull:
             return self._replies.unavailable("not applied: too many passwords wait to be hashed")
         return Later.ANSWER
+
+
+def make_token(kind: Kind, key: str, body: bytes) -> Token:
+    """Hash an Idempotency-Key, and the request that it stands for. Raises `KeyInvalid`."""
+    if not _KEY.fullmatch(key):
+        raise KeyInvalid("Idempotency-Key must be 1 to 255 printable ASCII characters")
+    digest = hashlib.blake2b(body, digest_size=16, person=DATABASE_NAMES[kind].encode()).digest()
+    return Token(hashlib.blake2b(key.encode(), digest_size=16).digest(), digest)
 
 
 def not_allowed(replies: Replies, methods: bytes, is_order: bool = False) -> bytes:

@@ -11,7 +11,7 @@ it was reserved (`posix_fallocate`) - so a region never moves, and growth never 
     0                      header            one page: the words below
     COUNTERS_OFFSET        counters          one block of COUNTER_WORDS words per process
     DIRTY_OFFSET           dirty ring        DIRTY_RING_ENTRIES slots, one word each
-    (Regions.buckets[k])   buckets, 4 kinds  one word per bucket: the first slot of its chain, 0 = empty
+    (Regions.buckets[k])   buckets, 5 kinds  one word per bucket: the first slot of its chain, 0 = empty
     (Regions.slots)        slots             SLOT_BYTES each; slot 0 is never used
     (Regions.arena)        arena             pages of ARENA_PAGE_BYTES, cut into blocks of one size each
 
@@ -42,9 +42,9 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     21     FLUSH_LAG_MS         persister    age of the oldest change not in SQLite, 0 = none
     22     PERSISTED_SEQ        persister    the smallest of the checkpoints below
     24-27  CHECKPOINT + kind    persister    every change of that kind up to this seq is committed in its database
-    32-35  BUCKETS + kind       manager      number of buckets in use, at least BUCKETS_MIN
-    40-43  RECORDS + kind       manager      live records
-    48-51  STRUCTURE + kind     manager      version of the chains: odd while one is being relinked
+    32-36  BUCKETS + kind       manager      number of buckets in use, at least BUCKETS_MIN
+    40-44  RECORDS + kind       manager      live records
+    48-52  STRUCTURE + kind     manager      version of the chains: odd while one is being relinked
 
 SLOT (SLOT_BYTES = 48, six words). "A slot" in code and in every shared word is the index of its word 0, counted from
 the start of the segment; only LINK, which has 32 bits, holds a slot number. A slot is live (ref != 0), a tombstone
@@ -134,7 +134,7 @@ STRUCTURE = 48
 TABLE_LOADING = 0
 TABLE_SERVING = 1
 
-KINDS = 4
+KINDS = 5
 HASH_MODULUS = 2**61 - 1
 
 # slots

@@ -116,6 +116,7 @@ class TableReader:
         self._seed = segment.words[layout.HASH_SEED]
         self.getters: list[Get] = [self._make_get(kind) for kind in PERSISTED_KINDS]
         self.get_user, self.get_product, self.get_order = self.getters
+        self.get_key = self._make_get(Kind.KEY)
 
     def get(self, kind: int, id: int) -> bytes | None:
         """Return the stored record (`34\\r\\n\\r\\n{...}`), or None when there is none. Raises `SlotBusy`."""
@@ -241,7 +242,7 @@ class TableReader:
         return range(self.slot_of(1), self.slot_of(max(used, 1)), SLOT_WORDS)
 
     def scan(self, *fields: int) -> Iterator[tuple[int, ...]]:
-        """Yield (slot, its words of the given names, each read at another moment) for every slot ever used."""
+        """Yield (slot, the named words of it) for every slot ever used; each word is read at another moment."""
         words, slots = self._words, self.slots()
         for first in range(0, len(slots), SCAN_SLOTS):
             part = slots[first : first + SCAN_SLOTS]
@@ -252,6 +253,7 @@ class TableReader:
         """Return the slots of persisted kinds changed after the seq given for each kind: one scan of the table."""
         never = 1 << 64
         limits = [after[kind] if kind in PERSISTED_KINDS else never for kind in range(KIND_MASK + 1)]
+        limits[Kind.KEY] = after[Kind.ORDER]
         return [
             slot
             for slot, lock, following, seq in self.scan(LOCK, NEXT, SEQ)

@@ -53,7 +53,6 @@ from server.shm.layout import (
 from server.shm.segment import Region, Segment
 from server.shm.table import TableReader, hash_of, record_of
 
-SLOTS_STEP = 64  # slots taken into use at once
 COMPACT_SHARE = 64  # compaction scans all slots: worth it for 1/64 of the arena, not before as much was freed
 
 
@@ -293,14 +292,13 @@ class TableWriter(TableReader):
         return offset << (OFFSET_SHIFT - 3) | len(private) << PRIVATE_SHIFT | length, crc32(data)
 
     def _new_slot(self) -> int:
-        if not self._free_slots:
-            words = self._words
-            number = words[layout.SLOTS_USED]
-            end = min(number + SLOTS_STEP, self._segment.regions.slots_max)
-            self._slot_region.ensure(max(end, number + 1) * SLOT_BYTES)
-            words[layout.SLOTS_USED] = end
-            self._free_slots.extend(range(self.slot_of(end - 1), self.slot_of(number - 1), -SLOT_WORDS))
-        return self._free_slots.pop()
+        if self._free_slots:
+            return self._free_slots.pop()
+        words = self._words
+        number = words[layout.SLOTS_USED]
+        self._slot_region.ensure((number + 1) * SLOT_BYTES)
+        words[layout.SLOTS_USED] = number + 1
+        return self.slot_of(number)
 
     def _peek(self, slot: int) -> tuple[bytes, bytes]:
         """Return (record, private part) of a slot, locked or not: nobody else writes."""

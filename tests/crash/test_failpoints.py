@@ -18,22 +18,21 @@ import pytest
 from server.failpoints import NAMES
 from tests.crash.support import PERIOD_MS, assert_nothing_lost, deaths, loaded, wait_for_writes
 from tests.support import ServerProcess
-from tools.crash.clients import Load
 
 # Each plan is one run of a server. Not more than four deaths of the manager in one: it comes back later each time.
 # Its points are passed once per batch, so these numbers are early ones, some ten batches apart.
 PLANS = [
-    "manager.before_append=die@10;journal.before_write=die@25;journal.after_write=die@40"
-    ";persister.before_diff=die@3;writer.before_begin=die@2;worker.before_replies=die@12",
-    "journal.before_sync=die@10;journal.after_sync=die@25;manager.in_publish=die@40"
-    ";persister.in_diff=die@3;writer.in_transaction=die@4;worker.before_replies=die@20",
-    "manager.before_dirty=die@10;manager.after_publish=die@25;manager.half_answered=die@60"
+    "manager.before_append=die@30;journal.before_write=die@45;journal.after_write=die@60"
+    ";persister.before_diff=die@3;writer.before_begin=die@2;worker.before_replies=die@40",
+    "journal.before_sync=die@30;journal.after_sync=die@45;manager.in_publish=die@60"
+    ";persister.in_diff=die@3;writer.in_transaction=die@4;worker.before_replies=die@50",
+    "manager.before_dirty=die@30;manager.after_publish=die@45;manager.half_answered=die@80"
     ";persister.after_diff=die@3;writer.after_commit=die@4;persister.batch_sent=die@4",
-    "load.reset=die@1;manager.before_retire=die@3;journal.after_sync=die@30;takeover.redone=die@1"
+    "load.reset=die@1;manager.before_retire=die@3;journal.after_sync=die@50;takeover.redone=die@1"
     ";persister.before_report=die@3;writer.in_transaction=die@1-3",
-    "load.journal_open=die@1;manager.in_publish=die@20;takeover.journal_open=die@1;takeover.unlocked=die@1",
-    "load.loaded=die@1;manager.after_publish=die@15;takeover.group_redone=die@1;manager.before_ready=die@3",
-]  # fmt: skip
+    "load.journal_open=die@1;manager.in_publish=die@40;takeover.journal_open=die@1;takeover.unlocked=die@1",
+    "load.loaded=die@1;manager.after_publish=die@35;takeover.group_redone=die@1;manager.before_ready=die@2",
+]
 NOT_BY_DEATH = {"manager.start", "supervisor.before_restart"}  # have tests of their own
 SWEEP_WRITES = 12
 SWEEP_PASSAGES_MAX = 60  # more than so few writes can have
@@ -67,9 +66,9 @@ def test_nothing_acknowledged_is_lost_by_deaths_at_failpoints(tmp_path: Path, pl
 @pytest.mark.parametrize(
     "plan",
     [
-        "manager.before_append=die@10;manager.after_publish=die@20;manager.before_append=die@30-31",
-        "manager.half_answered=die@20;manager.before_append=die@22;journal.after_write=die@23",
-        "manager.after_publish=die@15-17",
+        "manager.before_append=die@30;manager.after_publish=die@40;manager.before_append=die@50-51",
+        "manager.half_answered=die@30;manager.before_append=die@32;journal.after_write=die@33",
+        "manager.after_publish=die@35-37",
     ],
 )
 def test_nothing_is_applied_twice_when_the_successor_dies_before_all_workers_sent_again(
@@ -84,9 +83,9 @@ def test_nothing_is_applied_twice_when_the_successor_dies_before_all_workers_sen
 
 
 ERRORS = [
-    "journal.before_write=errno:ENOSPC@5-9;journal.before_sync=errno:EIO@20;journal.after_write=errno:ENOSPC@40-42",
+    "journal.before_write=errno:ENOSPC@25-29;journal.before_sync=errno:EIO@40;journal.after_write=errno:ENOSPC@60-62",
     "writer.in_transaction=errno:ENOSPC@2-9;writer.before_begin=errno:EIO@12;writer.after_commit=errno:EIO@3",
-    "journal.before_sync=sleep:300@5;manager.in_publish=sleep:200@20;writer.in_transaction=sleep:300@2-4",
+    "journal.before_sync=sleep:300@30;manager.in_publish=sleep:200@40;writer.in_transaction=sleep:300@2-4",
 ]
 
 
@@ -109,7 +108,6 @@ def test_supervisor_that_dies_before_it_restarts_a_child_takes_all_others_along(
             server.wait_until(lambda: not server.group_members(), 10, "all have left")
             load.pause()
             server.wait()
-            server.note_killed()
             server.start()
             load.resume()
             wait_for_writes(server, load, 20)
@@ -122,9 +120,7 @@ def test_supervisor_that_dies_before_it_restarts_a_child_takes_all_others_along(
 def run_until(data_dir: Path, plan: str) -> bool:
     """Run a few writes against a plan of deaths, check everything; return whether anybody died."""
     with ServerProcess(data_dir, *PERIOD_MS, MILLRACE_FAILPOINTS=plan) as server:
-        load = Load(server, 1, 1)
-        load.prepare()
-        with loaded_already(load):
+        with loaded(server) as load:
             wait_for_writes(server, load, SWEEP_WRITES)
         assert_nothing_lost(server, load)
         return bool(deaths(server))
@@ -146,5 +142,5 @@ SECOND = sorted(name for name in NAMES if name.startswith("takeover")) + ["manag
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(product(FIRST, SECOND)))
 def test_sweep_dies_again_in_the_take_over(tmp_path: Path, first: str, second: str) -> None:
-    again = {"manager.before_append": "die@16-17", "manager.before_ready": "die@2-3"}.get(second, "die@1-2")
-    assert run_until(tmp_path / "data", f"{first}=die@15;{second}={again}")
+    again = {"manager.before_append": "die@36-37", "manager.before_ready": "die@2-3"}.get(second, "die@1-2")
+    assert run_until(tmp_path / "data", f"{first}=die@35;{second}={again}")

@@ -19,8 +19,8 @@ import pytest
 
 from tests.support import Answer, RawClient, ServerProcess, request_bytes
 
-STEPS = 600  # in each run between two starts
-RUNS = 4
+STEPS = 700  # in each run between two starts
+RUNS = 3
 USER_IDS = range(1, 13)
 PRODUCT_IDS = range(1, 9)
 CONNECTIONS = 3

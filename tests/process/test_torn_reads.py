@@ -26,7 +26,7 @@ from server.shm import chains, layout
 from server.shm.counters import WORKER, counters_block
 from server.shm.layout import BUCKETS, HASH_SEED, LENGTH_MASK, LOCK, LOCKED, OFFSET_SHIFT, REF, WORD_BYTES
 from server.shm.segment import Segment
-from server.shm.table import TableReader, hash_of
+from server.shm.table import TableReader, hash_of, record_of
 from server.shm.table_writer import Prepared, TableWriter
 from tests.table_model import open_segment
 
@@ -86,7 +86,7 @@ def judge_slot(reader: TableReader, slot: int) -> int:
     found = reader.read_slot(slot)
     if found is None or found.body is None or found.kind == Kind.PURCHASE or found.id == BUYER:
         return GOOD
-    return judge(found.kind, found.id, b"%d\r\n\r\n%b" % (len(found.body), found.body), {})
+    return judge(found.kind, found.id, record_of(found.body), {})
 
 
 def judge_key(reader: TableReader, kind: int, id: int, newest: dict[int, int]) -> int:
@@ -96,14 +96,20 @@ def judge_key(reader: TableReader, kind: int, id: int, newest: dict[int, int]) -
     return judge(kind, id, record, newest)
 
 
+def judge_private(reader: TableReader, kind: int, id: int, newest: dict[int, int]) -> int:
+    """The way of the manager: it always walks the chain."""
+    found = reader.get_private(kind, id)
+    return judge(kind, id, record_of(found[0]), newest) if found else MISSING
+
+
 def read_for_ever(segment: Segment, counts: memoryview, seed: int) -> None:
     """What a reader process does: one read after the other, until it is killed."""
     reader, rng = TableReader(segment), random.Random(seed)
     newest: list[dict[int, int]] = [{} for _ in range(4)]
     plan: list[Callable[[], int]] = []
     for kind in SLOT_KINDS:
-        for id in (*STEADY, *STEADY, *FLICKERING, NEVER):
-            plan.append(partial(judge_key, reader, kind, id, newest[kind]))
+        plan.extend(partial(judge_key, reader, kind, id, newest[kind]) for id in (*STEADY, *FLICKERING, NEVER))
+        plan.extend(partial(judge_private, reader, kind, id, newest[kind]) for id in STEADY)
     plan.extend(partial(judge_slot, reader, slot) for slot in list(reader.slots())[:10])
     plan.append(lambda: judge_purchases(reader.purchases(BUYER), newest[3]))
     while True:

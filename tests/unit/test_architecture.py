@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
     {"server.shm", "server.journal"},
     {"server.data_directory", "server.rules", "server.shared"},
     {"server.batch", "server.command_queue"},
+    {"server.idempotency"},
     {"server.http", "persist"},
     {"server.manager", "server.worker", "persist.persister", "persist.writer"},
     {"server.supervisor"},

@@ -72,14 +72,14 @@ def test_full_arena_still_changes_every_class_in_use(segment: Segment) -> None:
     arena = Arena(segment)
     kept = {size: arena.allocate(size) for size in (20, 100, 1000, 10_000, 60_000)}
     full = fill(arena, 200)
-    for arena in (arena, adopted(segment, kept, full, 200)):
+    for owner in (arena, adopted(segment, kept, full, 200)):
         for _ in range(3):
             for size, offset in kept.items():
-                fresh = arena.allocate(size, offset)
-                arena.free(offset)
+                fresh = owner.allocate(size, offset)
+                owner.free(offset)
                 kept[size] = fresh
         with pytest.raises(MemoryFull):
-            arena.allocate(200)
+            owner.allocate(200)
 
 
 def adopted(segment: Segment, kept: dict[int, int], offsets: list[int], size: int) -> Arena:

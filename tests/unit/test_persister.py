@@ -391,6 +391,7 @@ def test_empty_new_database_gets_every_record_also_those_loaded_at_the_start(off
         office.announce(kind, 50)
     office.turn()
     assert office.backend.words[layout.PERSISTED_SEQ] == 50
+    office.report(Kind.ORDER, office.take(Kind.ORDER)[0])  # what the recovery marked as changed
     office.announce(Kind.ORDER, 0)
     office.persister.turn()
     (part,) = office.take(Kind.ORDER)
@@ -488,3 +489,16 @@ def test_it_is_flushed_only_when_all_three_databases_hold_everything(office: Off
     assert office.persister._is_flushed()
     office.backend.put_order(2)
     assert not office.persister._is_flushed()
+
+
+def test_slots_marked_again_without_a_new_seq_do_not_hold_up_what_follows(office: Office) -> None:
+    """A successor of the manager marks the slots of the last groups again, though the databases may have them."""
+    office.backend.put_order(1)
+    office.settle()
+    office.backend.table.touch(Kind.ORDER, 1)
+    office.backend.publish(office.backend.words[layout.PUBLISHED_SEQ], is_synced=True)
+    office.turn()
+    assert [row.id for row in office.commit(Kind.ORDER)] == [1]
+    office.backend.put_order(2)
+    office.settle()
+    assert set(office.rows[Kind.ORDER]) == {1, 2}

@@ -127,7 +127,7 @@ REQUESTS: dict[str, tuple[bytes, list[int], bool]] = {
     "xchunked": (fields("Host: shop", "Transfer-Encoding: xchunked"), [501], True),
     "chunked twice": (fields("Host: shop", "Transfer-Encoding: chunked", "Transfer-Encoding: chunked"), [400], True),
     "vertical tab before chunked": (fields("Host: shop", "Transfer-Encoding: \vchunked"), [400], True),
-    "coding in HTTP/1.0": (line("POST /user HTTP/1.0", "Host: shop", "Transfer-Encoding: chunked"), [400], True),
+    "coding in HTTP/1.0": (get("/user/1", "Transfer-Encoding: chunked", version="1.0") + b"0\r\n\r\n", [400], True),
     "chunked": (chunked("/user", b"3\r\n{\"a\r\n3\r\n\":1\r\n1\r\n}\r\n0\r\n\r\n"), [400], False),
     "chunk in capitals": (chunked("/user", b"A\r\n0123456789\r\n0\r\n\r\n"), [400], False),
     "chunk extension": (chunked("/user", b"1;a=\"b\"\r\nx\r\n0;c\r\n\r\n"), [400], False),
@@ -143,6 +143,7 @@ REQUESTS: dict[str, tuple[bytes, list[int], bool]] = {
     "chunk size huge": (chunked("/user", b"ffffffffffffffff\r\n"), [413], True),
     "chunk size beyond": (chunked("/user", b"f" * 17 + b"\r\n"), [400], True),
     "chunk too long": (chunked("/user", b"1\r\nxy\r\n"), [400], True),
+    "chunk too long, then good": (get("/user/1", "Transfer-Encoding: chunked") + b"1\r\nxy\r\n0\r\n\r\n", [400], True),
     "chunk with bare LF": (chunked("/user", b"1\nx\n0\n\n"), [400], True),
     "bad trailer": (chunked("/user", b"0\r\nbroken\r\n\r\n"), [400], True),
     # life of the connection
@@ -294,6 +295,11 @@ def test_long_section_is_not_kept(server: FakeServer) -> None:
     assert not server.endpoint.heads.known
 
 
+def test_section_with_a_key_is_not_kept(server: FakeServer) -> None:
+    assert server.connect().request(get("/user/1", "Idempotency-Key: 5")).status == 200
+    assert not server.endpoint.heads.known
+
+
 # ---- order ------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +359,17 @@ def test_continue_waits_for_the_answers_before_it(server: FakeServer) -> None:
     assert [answer.status for answer in client.take()] == [200, 200]
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_every_request_that_expects_it_gets_its_continue(server: FakeServer, is_chunked: bool) -> None:
+    client = server.connect()
+    fields = ["Expect: 100-continue", "Transfer-Encoding: chunked" if is_chunked else "Content-Length: 5"]
+    for count in (1, 2):
+        client.send(get("/user/1", *fields))
+        assert client.output.count(CONTINUE) == count
+        client.send(b"0\r\n\r\n")
+    assert [answer.status for answer in client.take()] == [200, 200]
+
+
 def test_refused_body_gets_no_continue(server: FakeServer) -> None:
     client = server.connect()
     client.send(get("/user", f"Content-Length: {BODY_MAX + 1}", "Expect: 100-continue", method="POST"))
@@ -404,6 +421,14 @@ def test_keep_alive_of_http_1_0_is_said(server: FakeServer) -> None:
 def test_date_is_that_of_the_clock(server: FakeServer) -> None:
     assert NOW == 784_111_777.0
     assert server.connect().request(GOOD).fields["date"] == "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize("versions", [("1.1", "1.0"), ("1.0", "1.1")])
+def test_known_section_means_what_its_version_says(server: FakeServer, versions: tuple[str, str]) -> None:
+    for version in versions:
+        client = server.connect()
+        client.request(get("/user/1", version=version))
+        assert client.is_ended == (version == "1.0")
 
 
 # ---- limits -----------------------------------------------------------------------------------------------------
@@ -499,13 +524,15 @@ def test_idle_connection_is_closed_at_its_deadline(server: FakeServer) -> None:
     assert client.transport.is_closed and client.output == b""
 
 
-def test_request_on_the_fast_path_moves_the_idle_deadline(server: FakeServer) -> None:
+@pytest.mark.parametrize("depth", [1, 3])
+def test_request_on_the_fast_path_moves_the_idle_deadline(server: FakeServer, depth: int) -> None:
     client = server.connect()
     client.request(GOOD)
     for _ in range(10):
         server.tick(20)
-        assert client.request(GOOD).status == 200
-    assert server.counts.fast_reads == 10
+        client.send(GOOD * depth)
+        assert len(client.take()) == depth
+    assert server.counts.fast_reads == 10 * depth
 
 
 def test_dripping_does_not_move_the_header_deadline(server: FakeServer) -> None:

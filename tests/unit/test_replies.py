@@ -22,7 +22,8 @@ OUTCOMES = [
     (Outcome.OUT_OF_STOCK, Kind.ORDER, 400, "Exceeded quantity limit"),
     (Outcome.MEMORY_FULL, Kind.USER, 507, None),
     (Outcome.MEMORY_FULL, Kind.ORDER, 507, "Insufficient Storage"),
-    (Outcome.JOURNAL_FULL, Kind.PRODUCT, 507, None),
+    (Outcome.JOURNAL_FULL, Kind.PRODUCT, 503, None),
+    (Outcome.KEY_REUSED, Kind.USER, 409, None),
     (Outcome.JOURNAL_FAILED, Kind.USER, 503, None),
     (Outcome.JOURNAL_FAILED, Kind.ORDER, 503, "Service Unavailable"),
 ]

@@ -226,6 +226,22 @@ def test_durability_is_that_of_the_request(server: FakeServer, lines: list[str],
     assert server.queue.submitted[0].level is level
 
 
+def test_key_goes_with_the_command_and_knows_its_request(server: FakeServer) -> None:
+    other = ORDER | {"quantity": 21}
+    for key, body in (("a b", ORDER), ("a b", ORDER), ("a b", other), ("c", ORDER)):
+        server.connect().send(post("/order", body, f"Idempotency-Key: {key}"))
+    server.connect().send(post("/order", ORDER))
+    first, same, changed, another, none = [submitted.token for submitted in server.queue.submitted]
+    assert first and changed and another and none is None
+    assert first == same and first.key == changed.key and first != changed and first.key != another.key
+
+
+@pytest.mark.parametrize("value", ["", "é", "x" * 256])
+def test_invalid_key_is_400(server: FakeServer, value: str) -> None:
+    answer = server.connect().request(post("/order", ORDER, f"Idempotency-Key: {value}"))
+    assert answer.status == 400 and not server.queue.submitted
+
+
 @pytest.mark.parametrize("value", ["Memory", "", "disk", "memory, journal", "1"])
 def test_invalid_durability_is_400(server: FakeServer, value: str) -> None:
     answer = server.connect().request(post("/order", ORDER, f"Durability: {value}"))

@@ -33,7 +33,7 @@ def resident_bytes(segment: Segment) -> int:
 
 
 def names() -> set[str]:
-    return {name for name in os.listdir(SHM_DIRECTORY) if name.startswith("millrace-")}
+    return {path.name for path in Path(SHM_DIRECTORY).glob("millrace-*")}
 
 
 class FullDevice:
@@ -68,7 +68,7 @@ def test_reserved_bytes_are_what_the_file_takes(segment: Segment) -> None:
     assert segment.words[layout.RESERVED_BYTES] == resident_bytes(segment)
 
 
-def test_nothing_is_touched_that_was_not_reserved(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_touched_that_was_not_reserved(segment: Segment) -> None:
     """After a reset too: each page of the file was asked for by `posix_fallocate`."""
     writer = TableWriter(segment)
     for id in range(1000):
@@ -122,7 +122,7 @@ def test_full_shm_while_growing_refuses_records_and_recovers(
 
 
 def test_other_errors_of_the_reservation_are_not_hidden(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(descriptor: int, offset: int, size: int) -> None:
+    def fail(*_: int) -> None:
         raise OSError(errno.EIO, "I/O error")
 
     monkeypatch.setattr(os, "posix_fallocate", fail)

@@ -23,8 +23,8 @@ from typing import Any
 
 from tools.bench.findings import Figures
 from tools.bench.machine import find_program
-from tools.bench.processes import MeasurementFailed, run_client
-from tools.bench.servers import HOST, ROOT, Server
+from tools.bench.processes import ROOT, MeasurementFailed, run_client
+from tools.bench.servers import HOST, Server
 
 CONNECTIONS = 64
 EXTRA_TIME_S = 60.0  # a client that needs so much longer than its load is stuck
@@ -88,6 +88,9 @@ class Clients:
         command = [sys.executable, "-m", "tools.bench.open_loop", plan]
         found: dict[str, Any] = json.loads(run_client(command, self._cores, self._log, seconds + EXTRA_TIME_S))
         for name, stream in found["streams"].items():
+            if stream["sent"] < stream["due"]:
+                rate, what = streams[name]["rate"], f"{stream['sent']:,} of {stream['due']:,} could be sent"
+                raise MeasurementFailed(f"{name}: the server did not keep up with {rate:,.0f}/s: {what}")
             if stream["wrong"] or stream["unanswered"]:
                 what = f"{stream['wrong']} wrong, {stream['unanswered']} without an answer"
                 raise MeasurementFailed(f"{name}: of {stream['sent']} requests {what}: {stream['first_wrong']}")

@@ -19,6 +19,7 @@ Point = dict[str, float]  # one moment of a curve
 
 ALL = "all"  # in `failures` and `missing`: every side of the experiment
 SATURATED_SHARE = 0.9  # below, a closed loop did not fill the server: its client, or the disk, set the pace
+LATE_SHARE = 0.3  # above, a latency tells as much about the client as about the server
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p999_ms": 99.9}
 
 
@@ -45,6 +46,7 @@ class Findings:
     """All that one experiment found."""
 
     sides: dict[str, list[Figures]] = field(default_factory=dict)
+    processes: dict[str, dict[str, Figures]] = field(default_factory=dict)  # side: process: its figures at the end
     curves: dict[str, list[Point]] = field(default_factory=dict)  # over time, or over the number of records
     conditions: dict[str, str] = field(default_factory=dict)  # level, cores, what was counted
     failures: dict[str, str] = field(default_factory=dict)  # side: why its rows fail
@@ -139,15 +141,16 @@ def _verdict(target: Target, findings: Findings, sides: list[str], spread: Sprea
 
 
 def _saturation(target: Target, findings: Findings, sides: list[str]) -> str:
-    """Say of a rate when it may be that of the client: the server had time left."""
-    if target.figure != "rate":
-        return ""
-    idle = []
+    """Say when a figure may be that of the client: the server had time left, or the client was late itself."""
+    said = []
     for side in sides:
         busy = spread_of(findings.series(side, "server_busy"))
-        if busy and busy.median < SATURATED_SHARE:
-            idle.append(f"{side} used {busy.median:.0%} of its cores")
-    return "; ".join(idle)
+        if target.figure == "rate" and busy and busy.median < SATURATED_SHARE:
+            said.append(f"{side} used {busy.median:.0%} of its cores")
+        late, latency = (spread_of(findings.series(side, name)) for name in ("late_p99_ms", "p99_ms"))
+        if target.figure == "p99_ms" and late and latency and late.median > LATE_SHARE * latency.median:
+            said.append(f"{side}: p99 {late.median:.2f} ms of it is the client's own delay")
+    return "; ".join(said)
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
@@ -168,6 +171,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             }
             for side, rounds in findings.sides.items()
         },
+        "processes": findings.processes,
         "curves": findings.curves,
     }
 

@@ -16,7 +16,7 @@ from tools.bench.writes import LEVEL, ORDER_ARGUMENTS, place_orders
 SHARES = (50, 70, 90)  # per cent of the ceiling
 WRITES_PER_S = 5_000
 READ_SHARE = 0.5
-OPEN_LOOP_S, OPEN_LOOP_QUICK_S = 10.0, 1.5
+OPEN_LOOP_S, OPEN_LOOP_QUICK_S = 10.0, 1.0
 
 Stream = dict[str, Any]
 

@@ -33,6 +33,7 @@ from tools.bench.table import as_text
 
 EXIT_OK, EXIT_FAILED = 0, 1
 ROUNDS, ROUNDS_QUICK = 5, 2
+LOAD_QUIET_MAX = 0.7  # what a shell, an editor and the end of something else leave behind
 
 
 def main(arguments: list[str]) -> int:
@@ -53,6 +54,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="millrace-bench-", dir=options.work_dir) as directory:
         facts = machine.describe_machine(Path(directory)) | {"cores": cores.describe()}
         session = Session(Options(options.quick, options.huge, rounds), cores, Path(directory), missing)
+        if os.getloadavg()[0] > LOAD_QUIET_MAX:
+            facts["warning"] = f"the machine was not idle (load {os.getloadavg()[0]:.1f}): the figures mean little"
         for name, value in facts.items():
             session.say(f"{name}: {value}")
         found = _measure(session, experiments)

@@ -133,6 +133,7 @@ class Stream:
         for due_s, latency_ms in counted:
             windows.setdefault(int(due_s / WINDOW_S), []).append(latency_ms)
         return {
+            "due": self.total,
             "sent": self.next,
             "answered": len(counted),
             "wrong": self.wrong,

@@ -42,6 +42,7 @@ td.what { color: var(--soft); } td.value, td.limit { white-space: nowrap; }
 .open { background: #eceef1; color: #555e68; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 0; } dd { margin: 0; }
 code { font: 13px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+summary { cursor: pointer; color: var(--soft); padding: 6px 0; }
 svg { max-width: 100%; height: auto; display: block; } .note { color: #96281f; }
 </style></head><body><main>
 """
@@ -95,7 +96,6 @@ def _targets(rows: Sequence[Row]) -> str:
 
 def _experiment(name: str, findings: Findings) -> str:
     headings, lines = figure_table(findings)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
     notes = [f"{side} failed: {reason}" for side, reason in findings.failures.items()]
     notes += [f"{side} is left out; install it with: {command}" for side, command in findings.missing.items()]
     notes += [findings.reduced] if findings.reduced else []
@@ -103,9 +103,27 @@ def _experiment(name: str, findings: Findings) -> str:
     return (
         f'<div class="card"><h3>{escape(name)}</h3><p class="soft">{escape(conditions)}</p>'
         + "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-        + (f'<table class="figures">{_heading(headings)}{body}</table>' if lines else "")
+        + (f'<table class="figures">{_heading(headings)}{_lines(lines)}</table>' if lines else "")
+        + "".join(_processes(side, processes) for side, processes in findings.processes.items())
         + "</div>"
     )
+
+
+def _processes(side: str, processes: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a folded table of the processes of one server."""
+    lines = [
+        [name, f"{one['uss_mib']:.1f}", f"{one['pss_mib']:.1f}", f"{one['cpu_s']:.2f}"]
+        for name, one in processes.items()
+    ]
+    headings = ("process", "USS MiB", "PSS MiB", "CPU s since its start")
+    return (
+        f"<details><summary>processes of {escape(side)}</summary>"
+        f'<table class="figures">{_heading(headings)}{_lines(lines)}</table></details>'
+    )
+
+
+def _lines(lines: Iterable[Sequence[str]]) -> str:
+    return "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
 
 
 def _heading(cells: Iterable[str]) -> str:

@@ -47,20 +47,24 @@ def draw_all(found: Mapping[str, Findings], rows: Sequence[Row]) -> list[Plot]:
     from matplotlib import pyplot
 
     none = Findings()
-    reads, orders, loop = (found.get(name, none) for name in ("reads", "orders", "open-loop"))
+    reads, orders, loop, beside, flushing, scale, growth = (
+        found.get(name, none)
+        for name in ("reads", "orders", "open-loop", "reads-with-writes", "flush-lag", "scale", "growth")
+    )
     drawings: list[tuple[str, str, tuple[float, float], Callable[[Any], bool]]] = [
         ("targets", "Every figure as a share of its target", TALL, lambda figure: _targets(figure, rows)),
         ("reads", "GET /user/{id}, closed loop, 64 connections", WIDE, lambda figure: _bars(figure, reads)),
         ("orders", "POST /order, level journal, 64 connections", WIDE, lambda figure: _bars(figure, orders)),
-        ("percentiles", "Open loop: latency from the intended send time", WIDE, lambda figure: _percentiles(figure, loop)),
-        ("latency-over-time", "Open loop: slowest request in each 0.1 s", TALL, lambda figure: _over_time(figure, loop)),
+        ("percentiles", "Open loop: latency from the intended send time", WIDE,
+         lambda figure: _percentiles(figure, loop)),
+        ("latency-over-time", "Open loop: slowest request in each 0.1 s", TALL,
+         lambda figure: _over_time(figure, loop)),
         ("reads-with-writes", "GET beside 5,000 orders/s: p99 in each 0.1 s", WIDE,
-         lambda figure: _curves(figure, found.get("reads-with-writes", none), "p99_ms", "p99 (ms)")),
-        ("flush-lag", "Flush lag at 10,000 orders/s", TALL,
-         lambda figure: _flush_lag(figure, found.get("flush-lag", none))),
-        ("scale", "Tables of different sizes", TALL, lambda figure: _scale(figure, found.get("scale", none))),
+         lambda figure: _curves(figure, beside, "p99_ms", "p99 (ms)")),
+        ("flush-lag", "Flush lag at 10,000 orders/s", TALL, lambda figure: _flush_lag(figure, flushing)),
+        ("scale", "Tables of different sizes", TALL, lambda figure: _scale(figure, scale)),
         ("growth", "Slowest probe in each 0.1 s, steady and while 10,000 users/s are created", WIDE,
-         lambda figure: _curves(figure, found.get("growth", none), "max_ms", "max (ms)")),
+         lambda figure: _curves(figure, growth, "max_ms", "max (ms)")),
     ]  # fmt: skip
     plots = []
     with pyplot.rc_context(STYLE):
@@ -103,7 +107,7 @@ def _targets(figure: Any, rows: Sequence[Row]) -> bool:
         return False
     axes = figure.add_subplot()
     for place, row in enumerate(shown):
-        limit, values = row.target.limit, row.spread or ()
+        limit, values = row.target.limit, list(row.spread or ())
         middle, low, high = (v / limit if row.target.is_at_most else limit / max(v, 1e-9) for v in values)
         axes.barh(place, middle, color=VERDICT_COLOURS[row.verdict], height=0.6)
         axes.plot([low, high], [place, place], color="#333", linewidth=1)

@@ -14,19 +14,21 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import psutil
 
 from server.errors import MillraceError
 
+ROOT = Path(__file__).resolve().parents[2]
 STOP_TIMEOUT_S = 60.0  # a server flushes when it stops; one with a million changes needs a while
 CPU_CLOCK = 2  # CPUCLOCK_SCHED of <linux/posix-timers.h>
 LOG_CHARACTERS_SHOWN = 600
+TITLE_PREFIX = "millrace"  # the processes of the server name themselves
 
 
 class MeasurementFailed(MillraceError):
@@ -43,8 +45,16 @@ class Memory(NamedTuple):
 class PinnedProcess:
     """A process and its children, on some cores. Use as a context manager: it is stopped however the block ends."""
 
-    def __init__(self, arguments: Sequence[str], cores: Sequence[int], log_path: Path, **options: Any) -> None:
-        """Start it. Its output goes to `log_path` unless `stdout` is given."""
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cores: Sequence[int],
+        log_path: Path,
+        *,
+        is_piped: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it in the directory of run.py. Its output goes to `log_path`, or standard output into a pipe."""
         self.log_path = log_path
         setpriv = shutil.which("setpriv")
         prefix = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
@@ -52,8 +62,13 @@ class PinnedProcess:
         os.sched_setaffinity(0, cores)  # a child inherits it; set afterwards it could miss threads and grandchildren
         try:
             with log_path.open("ab") as log:
-                self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                    [*prefix, *arguments], start_new_session=True, stderr=log, **{"stdout": log} | options
+                self.process = subprocess.Popen(
+                    [*prefix, *arguments],
+                    stdout=subprocess.PIPE if is_piped else log,
+                    stderr=log,
+                    cwd=ROOT,
+                    env=environment,
+                    start_new_session=True,
                 )
         finally:
             os.sched_setaffinity(0, before)
@@ -83,6 +98,18 @@ class PinnedProcess:
         """Return the memory of all processes together."""
         found = [psutil.Process(pid).memory_full_info() for pid in self.pids()]
         return Memory(sum(one.uss for one in found), sum(one.pss for one in found))
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Return memory and CPU time of each process by its title."""
+        found = {}
+        for pid in self.pids():
+            process = psutil.Process(pid)
+            title = " ".join(process.cmdline())
+            name = title if title.startswith(TITLE_PREFIX) else process.name()
+            memory = process.memory_full_info()
+            figures = {"uss_mib": memory.uss / (1 << 20), "pss_mib": memory.pss / (1 << 20), "cpu_s": cpu_s(pid)}
+            found[name if name not in found else f"{name} ({pid})"] = figures
+        return found
 
     def log_tail(self) -> str:
         """Return the end of its log in one line."""
@@ -126,7 +153,7 @@ def cpu_s(pid: int) -> float:
 
 def run_client(arguments: Sequence[str], cores: Sequence[int], log_path: Path, timeout_s: float) -> str:
     """Run a client to its end on its cores and return what it printed."""
-    with PinnedProcess(arguments, cores, log_path, stdout=subprocess.PIPE) as client:
+    with PinnedProcess(arguments, cores, log_path, is_piped=True) as client:
         try:
             output, _ = client.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:

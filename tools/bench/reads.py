@@ -40,6 +40,8 @@ def closed_loop(session: Session, findings: Findings) -> None:
             _read(session, side, server, WARM_UP_S)
             sides[side] = partial(_read, session, side, server, session.seconds)
         session.run_rounds(findings, sides)
+        for server in servers.values():
+            session.note_processes(findings, server)
 
 
 def _read(session: Session, side: str, server: Server, seconds: float) -> Figures:
@@ -76,4 +78,5 @@ def virtual_users(session: Session, findings: Findings) -> None:
         def measure(server: Server) -> Figures:
             return loaded(server, lambda: session.clients.k6(server.port, "reads.js", seconds, settings))
 
-        session.run_rounds(findings, {side: partial(measure, server) for side, server in servers.items()})
+        sides = {side: partial(measure, server) for side, server in servers.items()}
+        session.run_rounds(findings, sides, session.fewer_rounds)

@@ -58,6 +58,7 @@ def fill_data_directory(path: Path, users: int, products: int = PRODUCTS) -> Non
             marks = ", ".join("?" * len(columns))
             table = f"{kind.name.lower()}s"
             database.conn.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", records)
+            schema.set_checkpoint(database, users + products)  # one change made each record
 
 
 def fill_plain_database(connection: sqlite3.Connection, users: int, products: int = PRODUCTS) -> None:

@@ -59,7 +59,7 @@ TARGETS = (
          "orders", "millrace", "cpu_us", "<= 40", None, "us"),
     _row("order-fastapi", "POST /order, rate vs FastAPI", "orders", "millrace", "rate", ">= 15", "fastapi"),
     _row("threads", "7,500 POSTs by 10 Python threads, time vs bare",
-         "threads", "millrace", "seconds", "<= 1.25", "bare"),
+         "threads", "millrace", "total_s", "<= 1.25", "bare"),
     _row("k6-answers", "k6, 200 VUs, share answered 200", "k6", "millrace", "ok_share", ">= 1", None, "of all"),
     _row("k6-rate", "k6, 200 VUs, rate vs nginx", "k6", "millrace", "rate", ">= 0.95", "nginx"),
     _row("persister", "period with 100 dirty records, persister CPU, 1 M vs 10 k",

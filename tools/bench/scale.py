@@ -28,10 +28,10 @@ HUGE_MEMORY = "8GiB"  # ten million users do not fit into the default
 
 DIRTY_RECORDS = 100
 PERIODS = 10  # periods per round of the persister's row
-RESTARTS, RESTARTS_QUICK = 3, 1
+RESTARTS = 3
 REDIS_PIPELINE = 10_000
 
-GROWTH_USERS, GROWTH_USERS_QUICK = 600_000, 20_000
+GROWTH_USERS, GROWTH_USERS_QUICK = 600_000, 10_000
 GROWTH_PER_S = 10_000
 PROBES_PER_S = 500
 
@@ -64,9 +64,9 @@ def sizes(session: Session, findings: Findings) -> None:
             findings.add(side, {"start_s": server.start_s, "bytes_per_record": per_record, "users": float(users)})
             check_reads(server, users)
             session.say(f"{side}: ready after {server.start_s:.2f} s, {per_record:.0f} bytes per user")
-        session.run_rounds(
-            findings, {side: partial(_measure, session, server, tables[side]) for side, server in servers.items()}
-        )
+            session.clients.wrk(server.port, "reads.lua", [FIRST_ID, users], WARM_UP_S)
+        sides = {side: partial(_measure, session, server, tables[side]) for side, server in servers.items()}
+        session.run_rounds(findings, sides, session.fewer_rounds)
     if session.has(findings, "redis", "redis-server"):
         session.run_rounds(findings, {"redis": partial(_redis_memory, session, tables["large"])}, rounds=1)
     _restarts(session, findings, tables["large"])
@@ -92,7 +92,6 @@ def _memory_of_empty(session: Session) -> int:
 
 def _measure(session: Session, server: Millrace, users: int) -> Figures:
     arguments = [FIRST_ID, users]
-    session.clients.wrk(server.port, "reads.lua", arguments, WARM_UP_S)
     figures = loaded(server, lambda: session.clients.wrk(server.port, "reads.lua", arguments, session.seconds))
     orders = place_orders(session, server, [*arguments, FIRST_ID, PRODUCTS], session.seconds)
     return figures | {"order_cpu_us": orders["cpu_us"], "persister_us": _persister_us(server, users)}
@@ -126,8 +125,7 @@ def _restarts(session: Session, findings: Findings, users: int) -> None:
                 check_reads(server, users)
                 return {"start_s": server.start_s, "users": float(users)}
 
-        rounds = RESTARTS_QUICK if session.options.is_quick else RESTARTS
-        session.run_rounds(findings, {"restart": restart}, rounds)
+        session.run_rounds(findings, {"restart": restart}, min(RESTARTS, session.fewer_rounds))
 
 
 # ---- Redis ---------------------------------------------------------------------------------------------------------
@@ -215,8 +213,8 @@ def hot_user(session: Session, findings: Findings) -> None:
         fill_data_directory(directory / "data", USERS)
         with Millrace(directory / "data", session.cores.two) as server:
             while (placed := server.stats()["records"]["orders"]) < history:
+                session.say(f"the hot user has {placed:,} of {history:,} orders")
                 place_orders(session, server, [FIRST_ID, 1, FIRST_ID, PRODUCTS], HOT_SECONDS)
-                session.say(f"the hot user has {placed:,} orders")
             fresh = count(1)
 
             def of_new_user() -> Figures:
@@ -226,4 +224,4 @@ def hot_user(session: Session, findings: Findings) -> None:
             def of_hot_user() -> Figures:
                 return place_orders(session, server, [FIRST_ID, 1, FIRST_ID, 1], HOT_SECONDS)
 
-            session.run_rounds(findings, {"hot user": of_hot_user, "new user": of_new_user})
+            session.run_rounds(findings, {"hot user": of_hot_user, "new user": of_new_user}, session.fewer_rounds)

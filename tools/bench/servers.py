@@ -15,10 +15,9 @@ import json
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -28,7 +27,6 @@ from tools.bench.machine import find_program
 from tools.bench.processes import MeasurementFailed, Memory, PinnedProcess
 from tools.connection import Connection, get, post
 
-ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 300.0  # with ten million records in SQLite
 EXCHANGE_TIMEOUT_S = 120.0  # a flush of all that a benchmark wrote
@@ -43,10 +41,19 @@ class Server:
 
     name = ""
 
-    def __init__(self, work_dir: Path, arguments: Sequence[str], cores: Sequence[int], **options: Any) -> None:
+    def __init__(
+        self,
+        work_dir: Path,
+        arguments: Sequence[str],
+        cores: Sequence[int],
+        *,
+        is_piped: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.cores = tuple(dict.fromkeys(cores))
         self.port = 0
-        self.process = PinnedProcess(arguments, self.cores, work_dir / f"{self.name}.log", cwd=ROOT, **options)
+        log_path = work_dir / f"{self.name}.log"
+        self.process = PinnedProcess(arguments, self.cores, log_path, is_piped=is_piped, environment=environment)
 
     def await_port(self) -> None:
         """Return when the server accepts connections."""
@@ -107,7 +114,7 @@ class Millrace(Server):
             "--data-dir", str(data_dir), "--log-level", "warning", *arguments,
         ]  # fmt: skip
         start = time.perf_counter()
-        super().__init__(data_dir.parent, command, cores, stdout=subprocess.PIPE)
+        super().__init__(data_dir.parent, command, cores, is_piped=True)
         try:
             match = _READY.match(self.await_line())
             if match is None:
@@ -156,7 +163,7 @@ class Bare(Server):
         path = work_dir / "bare-response"
         path.write_bytes(response)
         command = [sys.executable, "-m", "tools.bench.bare_server", str(path)]
-        super().__init__(work_dir, command, cores, stdout=subprocess.PIPE)
+        super().__init__(work_dir, command, cores, is_piped=True)
         self.port = int(self.await_line())
 
 
@@ -223,7 +230,7 @@ class FastApi(Server):
             sys.executable, "-m", "uvicorn", "tools.bench.fastapi_server:app", "--host", HOST, "--port", str(port),
             "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning",
         ]  # fmt: skip
-        super().__init__(work_dir, command, cores, env=os.environ | {"DATABASE": str(path)})
+        super().__init__(work_dir, command, cores, environment=os.environ | {"DATABASE": str(path)})
         self.port = port
         self.await_port()
 

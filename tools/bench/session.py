@@ -51,6 +51,11 @@ class Session:
         """How long one round of one side lasts."""
         return 1.0 if self.options.is_quick else 4.0
 
+    @property
+    def fewer_rounds(self) -> int:
+        """Rounds of what a quick run measures too little of to be judged anyway."""
+        return 1 if self.options.is_quick else self.options.rounds
+
     def has(self, findings: Findings, side: str, *programs: str) -> bool:
         """Return whether a side can be measured; note what is missing."""
         absent = [program for program in programs if program in self._missing]
@@ -86,6 +91,10 @@ class Session:
                 findings.add(side, figures)
                 self.say(f"round {number}/{total} {side:<12} {describe(figures)}")
 
+    def note_processes(self, findings: Findings, server: Server) -> None:
+        """Keep what each process of a server has used, for results.json and the page."""
+        findings.processes[server.name] = server.process.figures()
+
     def say(self, text: str) -> None:
         """Show progress."""
         print(f"[{time.monotonic() - self._start:6.1f} s] {text}", file=sys.stderr, flush=True)
@@ -94,9 +103,11 @@ class Session:
 def describe(figures: Figures) -> str:
     """Return the figures that a progress line has room for."""
     forms = {
-        "rate": "{:,.0f}/s", "cpu_us": "{:.2f} us CPU", "seconds": "{:.2f} s", "start_s": "start {:.2f} s",
+        "rate": "{:,.0f}/s", "cpu_us": "{:.2f} us CPU", "total_s": "{:.2f} s", "start_s": "start {:.2f} s",
         "p50_ms": "p50 {:.3f}", "p99_ms": "p99 {:.3f}", "max_ms": "max {:.2f} ms",
-        "bytes_per_record": "{:.0f} B/record", "persister_us": "persister {:.0f} us", "order_cpu_us": "order {:.1f} us", "server_busy": "busy {:.0%}",
+        "bytes_per_record": "{:.0f} B/record", "persister_us": "persister {:.0f} us", "order_cpu_us": "order {:.1f} us",
+        "server_busy": "busy {:.0%}", "lag_p99_s": "lag p99 {:.2f} s", "read_max_ms": "read max {:.1f} ms",
+        "update_max_ms": "update max {:.1f} ms",
     }  # fmt: skip
     return "  ".join(form.format(figures[name]) for name, form in forms.items() if name in figures)
 

@@ -19,7 +19,7 @@ COLUMNS = {
     "late_p99_ms": ("client late p99 ms", "{:.3f}"),
     "uss_mib": ("USS MiB", "{:.1f}"),
     "pss_mib": ("PSS MiB", "{:.1f}"),
-    "seconds": ("seconds", "{:.2f}"),
+    "total_s": ("seconds", "{:.2f}"),
     "ok_share": ("answered 200", "{:.2%}"),
     "users": ("users", "{:,.0f}"),
     "start_s": ("ready after s", "{:.2f}"),

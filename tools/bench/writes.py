@@ -15,7 +15,7 @@ from tools.bench.servers import Bare, FastApi, Millrace, Redis, Server
 from tools.bench.session import Session, whole_answer
 
 ORDER_ARGUMENTS = [FIRST_ID, USERS, FIRST_ID, PRODUCTS]
-REDIS_WARM_UP_REQUESTS = 20_000
+REDIS_PROBE_REQUESTS = 5_000
 LEVEL = "journal: a write is answered when its fdatasync is done (Redis: appendfsync always; FastAPI: synchronous=FULL)"
 
 
@@ -39,9 +39,7 @@ def orders(session: Session, findings: Findings) -> None:
         }
         if session.has(findings, "redis", "redis-server", "redis-benchmark"):
             redis = stack.enter_context(Redis(directory, cores, is_durable=True))
-            rate = session.clients.redis_set(redis.port, value, USERS, REDIS_WARM_UP_REQUESTS).requests
             sides["redis"] = partial(_set_keys, session, redis, value)
-            session.say(f"redis answered {rate} warm-up requests")
         if session.has(findings, "fastapi", "fastapi", "uvicorn"):
             fastapi = stack.enter_context(FastApi(directory, cores, USERS))
             sides["fastapi"] = lambda seconds: loaded(
@@ -50,6 +48,7 @@ def orders(session: Session, findings: Findings) -> None:
         for measure in sides.values():
             measure(WARM_UP_S)
         session.run_rounds(findings, {side: partial(measure, session.seconds) for side, measure in sides.items()})
+        session.note_processes(findings, millrace)
 
 
 def place_orders(session: Session, server: Millrace, arguments: list[int], seconds: float) -> Figures:
@@ -74,8 +73,8 @@ def _wrk_orders(session: Session, server: Server, seconds: float) -> Load:
 
 def _set_keys(session: Session, redis: Redis, value: bytes, seconds: float) -> Figures:
     """SET for about the given time: redis-benchmark counts requests, so a short run tells how many that are."""
-    probe = session.clients.redis_set(redis.port, value, USERS, REDIS_WARM_UP_REQUESTS)
-    requests = max(REDIS_WARM_UP_REQUESTS, int(probe.requests / probe.seconds * seconds))
+    probe = session.clients.redis_set(redis.port, value, USERS, REDIS_PROBE_REQUESTS)
+    requests = max(REDIS_PROBE_REQUESTS, int(probe.requests / probe.seconds * seconds))
     return loaded(redis, lambda: session.clients.redis_set(redis.port, value, USERS, requests))
 
 
@@ -87,13 +86,18 @@ def threads(session: Session, findings: Findings) -> None:
         fill_data_directory(directory / "data", users=1)
         with Millrace(directory / "data", core) as millrace:
             response = whole_answer(millrace.port)
+
+        def timed(server: Server, is_echo: bool) -> Figures:
+            figures = loaded(server, lambda: session.clients.original_work(server.port, is_echo))
+            return figures | {"total_s": figures["seconds"]}
+
         with Bare(directory, core, response) as bare:
 
             def against_millrace() -> Figures:
                 with session.directory() as empty, Millrace(empty / "data", core) as millrace:
-                    return loaded(millrace, lambda: session.clients.original_work(millrace.port, is_echo=False))
+                    return timed(millrace, is_echo=False)
 
             def against_bare() -> Figures:
-                return loaded(bare, lambda: session.clients.original_work(bare.port, is_echo=True))
+                return timed(bare, is_echo=True)
 
             session.run_rounds(findings, {"millrace": against_millrace, "bare": against_bare})

@@ -1,4 +1,4 @@
-"""Many entries in one request between services, as MessagePack: rows to a push service, commands to the transfer service.
+"""Many entries in one request between services, as MessagePack: rows for a push service, commands for the transfer.
 
 JSON would do as well, but a text in JSON can be six times as long as in memory, and a request of 64 KiB is the most
 that the HTTP layer takes. Here the largest possible entry has some 12 KiB, so any entry fits into a request.
@@ -20,7 +20,7 @@ _decode = msgspec.msgpack.Decoder(list[tuple[Any, ...]]).decode
 class Batch(NamedTuple):
     """The body of one request, and how many entries are in it."""
 
-    count: int
+    entries: int
     body: bytes
 
 

@@ -1,9 +1,9 @@
 """Starts the processes of a shape, watches them, and stops them.
 
-They are forked from back to front, each when the one before it serves: a cache that starts asks the services behind it
-for their rows. They are stopped from front to back, each when the one before it has flushed into it. Like the supervisor
-of the server the launcher opens all listening sockets itself, and closes none before the end. When a process ends
-that should not, the shape is broken, and the launcher kills the rest.
+They are forked from back to front, each when the one before it serves: a cache that starts asks the services behind
+it for their rows. They are stopped from front to back, each when the one before it has flushed into it. Like the
+supervisor of the server the launcher opens all listening sockets itself, and closes none before the end. When a
+process ends that should not, the shape is broken, and the launcher kills the rest.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Launcher:
             for role in self._roles:
                 self._start(role)
             front = self._roles[-1].name
-            pids = ",".join(map(str, self._pids.values()))
-            print(f"ready http://{HOST}:{self._ports[front]} pid={os.getpid()} shape={self._shape} pids={pids}", flush=True)
+            url = f"http://{HOST}:{self._ports[front]}"
+            print(f"ready {url} pid={os.getpid()} shape={self._shape} processes={len(self._pids)}", flush=True)
             while (number := signal.sigwait(SIGNALS)) == signal.SIGCHLD:
                 if name := self._ended():
                     print(f"{self._shape}: the process '{name}' ended by itself", file=sys.stderr)

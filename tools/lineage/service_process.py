@@ -21,8 +21,9 @@ import uvloop
 from setproctitle import setproctitle
 
 from server.config import Config
+from server.http.endpoint import NEVER, Endpoint
 from server.http.exchange import Counts
-from server.http.protocol import NEVER, Connection, Endpoint
+from server.http.protocol import Connection
 from server.http.replies import Clock, Replies
 from tools.lineage.roles import Role
 from tools.lineage.routes import Context

@@ -9,8 +9,8 @@
                                                               └──────────────────────────────────> orders.db
 
 Reads and writes are answered from a hash map. After each period the cache sends its data, the commands that it has
-acknowledged since, to the order service, which handles them as it always did: one request and its commits at a time. The
-cache has one thread, and that thread waits for the answers, so all clients wait too, as long as the original would
+acknowledged since, to the order service, which handles them as it always did: one request and its commits at a time.
+The cache has one thread, and that thread waits for the answers, so all clients wait too, as long as the original would
 have taken. What was acknowledged since the last flush is lost in a crash.
 """
 

@@ -65,7 +65,7 @@ class DistributingCache(Cache):
                 answer = await self._push_services[kind].exchange("POST", "/push", batch.body)
                 if answer.status != 200:
                     raise UpstreamLost(f"the push service answered {answer.status}")
-                sent += batch.count
+                sent += batch.entries
         finally:
             self._changed[kind].update(ids[sent:])
 

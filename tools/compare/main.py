@@ -1,0 +1,135 @@
+"""`python -m tools compare`: the original experiment on the four earlier shapes and on the server, in turn.
+
+    python -m tools compare --quick              a tenth of the work, one round: about two minutes
+    python -m tools compare --out comparison     some minutes per round
+
+Prints the table and what the figures show, and writes results.json and comparison.html. Every figure is measured
+in this run, on this machine, with server and clients on the same cores; nothing is pinned. tools/compare/experiment.py
+says what is done in which order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tools.bench.machine import describe_machine, missing_programs
+from tools.bench.processes import MeasurementFailed
+from tools.bench.table import render
+from tools.compare import experiment
+from tools.compare.experiment import QUICK, Plan
+from tools.compare.page import render_page
+from tools.compare.results import Results
+from tools.compare.sentences import sentence, verdict
+from tools.compare.subjects import SUBJECTS
+
+TOOLS = ("k6", "wrk")
+Say = Callable[[str], None]
+
+
+def main(arguments: list[str]) -> int:
+    """Compare; 0 when every subject could be measured, 1 when one failed, 2 usage."""
+    options = _parse(arguments)
+    plan, started, start = QUICK if options.quick else Plan(), time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
+    missing = {name: command for name, command in missing_programs().items() if name in TOOLS}
+    results = Results(plan, missing)
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - start:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    for name, command in missing.items():
+        say(f"{name} is missing, its columns are left out: {command}")
+    with tempfile.TemporaryDirectory(prefix="compare-", dir=options.work_dir) as directory:
+        machine = describe_machine(Path(directory))
+        for number in range(1, options.rounds + 1):
+            _run_round(results, options.only, Path(directory), number, say)
+    command = shlex.join(["python", "-m", "tools", "compare", *arguments])
+    run = {"started": started, "command": command, "rounds": str(options.rounds)}
+    print(_as_text(results, machine))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.json").write_text(json.dumps(_as_json(results, machine, run), indent=2) + "\n")
+    (options.out / "comparison.html").write_text(render_page(results, machine, run))
+    print(f"\n{options.out / 'results.json'}\n{options.out / 'comparison.html'}")
+    return 1 if results.failures else 0
+
+
+def _run_round(results: Results, only: list[str], directory: Path, number: int, say: Say) -> None:
+    """Measure the floor and every subject once."""
+    place = directory / str(number)
+    place.mkdir()
+    bare_s = experiment.measure_bare(results.plan, place, sorted(os.sched_getaffinity(0)))
+    results.bare_s.append(bare_s)
+    say(f"round {number}: bare {results.plan.posts:,} POSTs in {bare_s:.2f} s")
+    for name in only:
+        if name in results.failures:
+            continue
+        try:
+            figures, points = experiment.measure(name, results.plan, place, bare_s, results.missing, say)
+        except (MeasurementFailed, OSError) as error:
+            results.failures[name] = str(error)
+            say(f"{name} FAILED: {error}")
+            continue
+        results.rounds.setdefault(name, []).append(figures)
+        results.probes[name] = points
+
+
+def _as_text(results: Results, machine: dict[str, str]) -> str:
+    subjects = [name for name in SUBJECTS if name in results.rounds]
+    lines = [[name, *(results.text(name, column) for column in results.columns)] for name in subjects]
+    notes = [f"{name} FAILED: {reason}" for name, reason in results.failures.items()]
+    notes += [f"{name} is missing, its columns are left out: {command}" for name, command in results.missing.items()]
+    return "\n".join(
+        [
+            *(f"{name}: {value}" for name, value in machine.items()),
+            "",
+            render(["", *(column.heading for column in results.columns)], lines),
+            *notes,
+            "",
+            *(sentence(results, name) for name in subjects),
+            verdict(results),
+        ]
+    )
+
+
+def _as_json(results: Results, machine: dict[str, str], run: dict[str, str]) -> dict[str, Any]:
+    return {
+        "machine": machine,
+        "run": run,
+        "plan": asdict(results.plan),
+        "columns": {column.name: column.what for column in results.columns},
+        "missing": results.missing,
+        "failures": results.failures,
+        "bare_s": results.bare_s,
+        "rounds": {name: [experiment.as_json(one) for one in rounds] for name, rounds in results.rounds.items()},
+        "medians": {
+            name: {column.name: results.median(name, column.name) for column in results.columns}
+            for name in results.rounds
+        },
+        "probe": {name: [list(point) for point in points] for name, points in results.probes.items()},
+        "sentences": {name: sentence(results, name) for name in results.rounds} | {"verdict": verdict(results)},
+    }
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools compare", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work and short reads, one round")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured (default: 3, quick: 1)")
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="leave out the others")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="directory (default: %(default)s)")
+    parser.add_argument(
+        "--work-dir", type=Path, help="where the databases are while it runs, on a real disk (default: temporary files)"
+    )
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return options

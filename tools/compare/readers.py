@@ -1,0 +1,166 @@
+"""The reads of the comparison: k6 and wrk as fast as they get answers, and a probe at a fixed rate beside k6.
+
+    k6      200 virtual users, each reads, waits for the answer (a second at most) and reads again
+    wrk     the same with 64 connections and little CPU of its own: the ceiling
+    probe   one read every 20 ms, whatever happened to the one before
+
+The first two ask less when they are answered late: a server that is away for a second costs k6 200 requests of
+50,000. The probe asks as often as before, so the share of its reads with an answer is the share of the time in which
+there was one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import urlsplit
+
+from tools.bench.machine import find_program
+from tools.bench.processes import ROOT, MeasurementFailed, run_client
+from tools.connection import Connection, get
+
+VIRTUAL_USERS = 200  # of the original experiment
+CONNECTIONS = 64
+PATIENCE_S = 1.0  # how long k6 and the probe wait for an answer
+PROBE_INTERVAL_S = 0.02
+EXTRA_TIME_S = 60.0  # a client that needs so much longer than its load is stuck
+PROMPT_S = 0.1  # a read that is answered within this is not waiting for a flush
+PROMPT_IN_A_ROW = 10
+SETTLE_TIMEOUT_S = 300.0  # version 1 with 7,500 commands on a slow disk
+SETTLE_STEP_S = 0.05
+
+_WRK_LINE = re.compile(r"^wrk-json (\{.*\})$", re.MULTILINE)
+
+
+class K6(NamedTuple):
+    """What k6 found."""
+
+    requests: int
+    answered_200: int
+    rate: float  # of answers with 200
+    p95_ms: float
+    max_ms: float
+
+
+class Wrk(NamedTuple):
+    """What wrk found."""
+
+    rate: float  # of answers with 200
+    requests: int
+    p99_ms: float
+
+
+class ProbePoint(NamedTuple):
+    """One read of the probe: when it was due, and the milliseconds until its answer; None: none within a second."""
+
+    t_s: float
+    ms: float | None
+
+
+def run_k6(url: str, users: int, seconds: int, directory: Path) -> K6:
+    """Run tools/compare/reads.js and return its figures."""
+    summary = directory / "k6.json"
+    command = [
+        find_program("k6") or "k6", "run", "--quiet", "--no-usage-report", "--summary-export", str(summary),
+        "-e", f"URL={url}", "-e", f"COUNT={users}", "-e", f"VUS={VIRTUAL_USERS}", "-e", f"DURATION={seconds}s",
+        "-e", f"TIMEOUT={int(PATIENCE_S * 1000)}ms", str(ROOT / "tools" / "compare" / "reads.js"),
+    ]  # fmt: skip
+    run_client(command, _all_cores(), directory / "k6.log", seconds + EXTRA_TIME_S)
+    metrics = json.loads(summary.read_text())["metrics"]
+    requests, checks, duration = metrics["http_reqs"], metrics["checks"], metrics["http_req_duration"]
+    elapsed_s = requests["count"] / requests["rate"]
+    passes = checks["passes"]
+    return K6(requests["count"], passes, passes / elapsed_s, duration["p(95)"], duration["max"])
+
+
+def run_wrk(url: str, users: int, seconds: int, directory: Path) -> Wrk:
+    """Run tools/wrk/reads.lua and return its figures; late and wrong answers do not count."""
+    command = [
+        find_program("wrk") or "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency",
+        "-s", str(ROOT / "tools" / "wrk" / "reads.lua"), url, "--", "1", str(users),
+    ]  # fmt: skip
+    output = run_client(command, _all_cores(), directory / "wrk.log", seconds + EXTRA_TIME_S)
+    match = _WRK_LINE.search(output)
+    if match is None:
+        raise MeasurementFailed(f"wrk printed no figures: {output[-300:]}")
+    found = json.loads(match[1])
+    good = found["requests"] - found["status_errors"]
+    return Wrk(good / found["seconds"], found["requests"], found["p99_ms"])
+
+
+def settle(url: str) -> float:
+    """Wait until reads are answered promptly; return how long that took."""
+    start = time.monotonic()
+    connection, request = _connection(url, SETTLE_TIMEOUT_S), _request(url, 1)
+    prompt = 0
+    while prompt < PROMPT_IN_A_ROW:
+        asked = time.monotonic()
+        if asked - start > SETTLE_TIMEOUT_S:
+            raise MeasurementFailed("reads are not answered promptly again")
+        connection.exchange(request)
+        prompt = prompt + 1 if time.monotonic() - asked < PROMPT_S else 0
+        time.sleep(SETTLE_STEP_S)
+    connection.close()
+    return time.monotonic() - start
+
+
+class Probe:
+    """A thread that reads at a fixed rate for the length of a `with` block; `points` is what it saw."""
+
+    def __init__(self, url: str, users: int) -> None:
+        self.points: list[ProbePoint] = []
+        self._url = url
+        self._users = users
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def served(self) -> float:
+        """The share of the reads that were answered in time."""
+        return sum(point.ms is not None for point in self.points) / max(1, len(self.points))
+
+    def _run(self) -> None:
+        connection, chance = _connection(self._url, PATIENCE_S), random.Random(1)
+        start = due = time.monotonic()
+        while not self._is_over.wait(max(0.0, due - time.monotonic())):
+            ms = None
+            left_s = due + PATIENCE_S - time.monotonic()
+            if left_s > 0:  # else its second was over before the connection was free
+                with suppress(OSError):
+                    if connection.exchange(_request(self._url, chance.randint(1, self._users))).status == 200:
+                        ms = (time.monotonic() - due) * 1000
+            is_late = ms is not None and ms > PATIENCE_S * 1000
+            self.points.append(ProbePoint(due - start, None if is_late else ms))
+            due += PROBE_INTERVAL_S
+        connection.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+
+def _connection(url: str, timeout_s: float) -> Connection:
+    parts = urlsplit(url)
+    return Connection(parts.hostname or "", parts.port or 80, timeout_s)
+
+
+def _request(url: str, id: int) -> bytes:
+    return get(urlsplit(url).netloc, f"/user/{id}")
+
+
+def _all_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))

@@ -1,0 +1,111 @@
+"""What the figures show, in words that are chosen by the figures: nothing is said that was not measured."""
+
+from __future__ import annotations
+
+from tools.compare.results import Column, Results
+from tools.compare.subjects import MILLRACE, SUBJECTS
+
+LEVEL = 1.10  # within ten per cent two figures of one run count as level
+TITLES = {
+    "original": "The original", "v1": "Version 1", "v2": "Version 2", "v3": "Version 3", MILLRACE: "Millrace",
+}  # fmt: skip
+MUCH_SERVED = 0.995  # of the time; what is missing above this is a few reads at the very start
+
+
+def sentence(results: Results, subject: str) -> str:
+    """Return what one subject showed, beside the one before it."""
+    before = _before(results, subject)
+    parts = [_posts(results, subject, before), _reads(results, subject, before), _waiting(results, subject)]
+    return f"{TITLES[subject]}: {'; '.join(part for part in [*parts, _loss(results, subject)] if part)}."
+
+
+def verdict(results: Results) -> str:
+    """Return in which figures Millrace is ahead of the best of the earlier shapes, level with it, or behind."""
+    ahead: list[str] = []
+    level: list[str] = []
+    behind: list[str] = []
+    for column in results.columns:
+        places = _against_best(results, column)
+        if places is None:
+            continue
+        ratio, best = places
+        text = f"{column.heading} ({best}: {results.text(best, column)}, {MILLRACE}: {results.text(MILLRACE, column)})"
+        (level if 1 / LEVEL <= ratio <= LEVEL else ahead if ratio > 1 else behind).append(text)
+    if not ahead + level + behind:
+        return "Millrace was not measured beside an earlier shape."
+    groups = (("ahead", ahead), ("level", level), ("behind", behind))
+    found = [f"{word} in {', '.join(texts)}" for word, texts in groups if texts]
+    return f"Millrace beside the best earlier shape of each figure: {'; '.join(found)}."
+
+
+def _against_best(results: Results, column: Column) -> tuple[float, str] | None:
+    """Return how many times better Millrace is than the best earlier shape, and which that is."""
+    own = results.median(MILLRACE, column.name)
+    found = [(value, name) for name in SUBJECTS if name != MILLRACE
+             if (value := results.median(name, column.name)) is not None]  # fmt: skip
+    if not column.direction or own is None or not found:
+        return None
+    best, name = (max if column.direction > 0 else min)(found)
+    return (_ratio(own, best) if column.direction > 0 else _ratio(best, own)), name
+
+
+def _ratio(value: float, other: float) -> float:
+    if value == other:
+        return 1.0
+    return value / other if other else float("inf")
+
+
+def _before(results: Results, subject: str) -> str | None:
+    """Return the step before in the history, as far as it was measured."""
+    earlier = [name for name in SUBJECTS[: SUBJECTS.index(subject)] if results.rounds.get(name)]
+    return earlier[-1] if earlier else None
+
+
+def _posts(results: Results, subject: str, before: str | None) -> str:
+    seconds, ratio = results.median(subject, "post_s"), results.median(subject, "post_ratio")
+    if seconds is None or ratio is None:
+        return "not measured"
+    text = f"{results.plan.posts:,} POSTs in {seconds:.2f} s, {ratio:.2f} times what the client alone needs"
+    earlier = results.median(before, "post_s") if before else None
+    return text + (f" ({_compared(earlier / seconds, before, 'faster', 'slower')})" if earlier and before else "")
+
+
+def _reads(results: Results, subject: str, before: str | None) -> str:
+    name, tool = ("wrk_rate", "wrk") if "wrk" not in results.missing else ("k6_rate", "k6")
+    rate, other = results.median(subject, name), results.median(before, name) if before else None
+    if rate is None:
+        return ""
+    text = f"{rate:,.0f} reads/s with {tool}"
+    return text + (f" ({_compared(rate / other, before, 'more', 'fewer')})" if other and before else "")
+
+
+def _waiting(results: Results, subject: str) -> str:
+    served, settle_s = results.median(subject, "served"), results.median(subject, "settle_s")
+    if served is None:
+        return ""
+    if served >= MUCH_SERVED:
+        return "reads were answered all the time"
+    share = results.median(subject, "ok_share")
+    failed = f" ({1 - share:.1%} of what k6 asked failed)" if share is not None else ""
+    after = f", and for {settle_s:.0f} s after them" if settle_s and settle_s > 2 else ""
+    return f"for {1 - served:.0%} of the time of the reads nobody got an answer within a second{failed}{after}"
+
+
+def _loss(results: Results, subject: str) -> str:
+    lost, acknowledged = results.median(subject, "lost"), results.median(subject, "acknowledged")
+    if lost is None or acknowledged is None:
+        return ""
+    if lost == 0:
+        return f"of {acknowledged:,.0f} acknowledged writes the crash took none"
+    return f"the crash took {lost:,.0f} of {acknowledged:,.0f} acknowledged writes"
+
+
+def _compared(ratio: float, before: str, more: str, less: str) -> str:
+    name = TITLES[before].lower().replace("the ", "")
+    if 1 / LEVEL <= ratio <= LEVEL:
+        return f"level with {name}"
+    return f"{ratio:.1f} times {name}'s" if (more, less) == ("more", "fewer") else _speed(ratio, name, more, less)
+
+
+def _speed(ratio: float, name: str, more: str, less: str) -> str:
+    return f"{ratio:.1f} times {more} than {name}" if ratio > 1 else f"{1 / ratio:.1f} times {less} than {name}"
