@@ -14,8 +14,11 @@ from server.errors import StartError
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 
 
-def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return `count` listening sockets on one port (0: the kernel chooses). Raises `StartError`."""
+def open_listeners(host: str, port: int, count: int, spare: int = 0) -> list[socket.socket]:
+    """Return `count` listening sockets on one port (0: the kernel chooses), and `spare` ones that are only bound.
+
+    A spare one gets no connection before somebody calls `listen` on it. Raises `StartError`.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
@@ -26,11 +29,12 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     try:
         # fails if somebody, even with SO_REUSEPORT, listens here; held so that nobody else gets a port that it chose
         with _bind(family, address, is_shared=False) as probe:
-            for _ in range(count):
+            for number in range(count + spare):
                 listener = _bind(family, probe.getsockname(), is_shared=True)
                 listeners.append(listener)
-                listener.listen(BACKLOG)
                 listener.setblocking(False)
+                if number < count:
+                    listener.listen(BACKLOG)
     except OSError as error:
         for listener in listeners:
             listener.close()

@@ -18,7 +18,7 @@ class Shared:
 
     instance: bytes  # 16 bytes: identity of the data directory, in every database and journal segment
     segment: Segment
-    listeners: list[socket.socket]  # one per worker slot, SO_REUSEPORT: queued connections survive their worker
+    listeners: list[socket.socket]  # per worker slot, spare ones too; SO_REUSEPORT, queued connections survive
     admin_listener: socket.socket  # one for all workers
     command_pairs: list[tuple[MessageSocket, MessageSocket]]  # worker, manager
     persist_pair: tuple[MessageSocket, MessageSocket]  # persister, manager

@@ -36,7 +36,7 @@ from server.config import WORKERS_MAX, Config
 from server.data_directory import DataDirectory, Run
 from server.errors import MillraceError
 from server.failpoints import make_failpoint
-from server.listeners import open_listeners
+from server.listeners import BACKLOG, open_listeners
 from server.message_socket import message_pair
 from server.shared import Shared
 from server.shm import counters, layout
@@ -101,6 +101,7 @@ class Supervisor:
         self._stop_stage: list[list[Child]] = []
         self._deadline = float("inf")
         self._rolling: list[Child] = []
+        self._leaving: list[Child] = []  # workers that are not to come back
         self._is_stopping = self._is_serving = False
         self._stop_started = 0.0
         self._rows_before = 0
@@ -111,7 +112,7 @@ class Supervisor:
             log.warning("removed the segment of a killed run segment=%s", stale)
         self._run_number = instance.run
         slots = min(WORKERS_MAX, config.workers + SPARE_SLOTS)
-        listeners = open_listeners(config.host, config.port, config.workers)
+        listeners = open_listeners(config.host, config.port, config.workers, slots - config.workers)
         self.port = listeners[0].getsockname()[1]
         [admin_listener] = open_listeners(config.host, config.admin_port, 1)
         self.admin_port = admin_listener.getsockname()[1]
@@ -129,6 +130,7 @@ class Supervisor:
             failpoint=make_failpoint(config.failpoints),
         )
         self._words = self._shared.segment.words
+        self._words[layout.WORKERS] = self._words[layout.LISTENERS] = config.workers
         self._counters = counters_block(self._shared.segment, counters.SUPERVISOR)
         self._counters[counters.PID] = os.getpid()
         self._counters[counters.STARTED_MS] = int(time.time() * 1000)
@@ -161,7 +163,7 @@ class Supervisor:
 
     @property
     def _children(self) -> list[Child]:
-        return [*self._writers, self._manager, self._persister, *self._workers]
+        return [*self._writers, self._manager, self._persister, *self._workers, *self._leaving]
 
     def _start(self, child: Child) -> None:
         block = counters_block(self._shared.segment, child.block)
@@ -298,6 +300,9 @@ class Supervisor:
         else:
             log.warning("died role=%s code=%s", child.name, code)
         if not child.is_wanted:
+            if child in self._leaving:
+                self._leaving.remove(child)
+                self._write_run()
             self._next_stop_stage()
             return
         if code == EXIT_START and not self._is_serving:  # it has said why; another try would say the same
@@ -330,6 +335,39 @@ class Supervisor:
             log.info("rolling restart of %d workers", len(self._workers))
             self._rolling.extend(child for child in self._workers if child not in self._rolling)
             self._roll_next()
+        elif number == signal.SIGTTIN and self._is_serving and not self._is_stopping:
+            self._add_worker()
+        elif number == signal.SIGTTOU and self._is_serving and not self._is_stopping:
+            self._remove_worker()
+
+    def _add_worker(self) -> None:
+        """Start one worker more, in the next slot."""
+        slot = len(self._workers)
+        is_leaving = any(child.name == f"worker-{slot}" for child in self._leaving)
+        if slot == len(self._shared.listeners) or is_leaving:
+            log.warning("no free worker slot workers=%d", slot)
+            return
+        if self._words[layout.LISTENERS] == slot:
+            self._shared.listeners[slot].listen(BACKLOG)
+            self._words[layout.LISTENERS] = slot + 1
+        self._workers.append(self._worker(slot))
+        self._words[layout.WORKERS] = slot + 1
+        self._start(self._workers[-1])
+
+    def _remove_worker(self) -> None:
+        """Let the last worker go; another one serves its listening socket from then on."""
+        if len(self._workers) == 1:
+            log.warning("the last worker stays")
+            return
+        child = self._workers.pop()
+        self._words[layout.WORKERS] = len(self._workers)
+        if child in self._rolling:
+            self._rolling.remove(child)
+        child.is_wanted = False
+        child.restart_at = float("inf")
+        if child.process is not None:
+            self._leaving.append(child)
+            self._tell(child)
 
     def _roll_next(self) -> None:
         """Replace the next worker of a rolling restart, once all the others serve."""
@@ -345,7 +383,7 @@ class Supervisor:
         self._is_stopping = True
         self._stop_started = time.monotonic()
         self._rows_before = self._rows_written()
-        self._stop_stage = [self._workers, [self._persister], [self._manager, *self._writers]]
+        self._stop_stage = [[*self._workers, *self._leaving], [self._persister], [self._manager, *self._writers]]
         if not self._is_serving:  # nothing was acknowledged, the databases are as they were
             self._stop_stage = [self._children]
         self._begin_stop_stage(DRAIN_S)

@@ -31,7 +31,7 @@ from server.http.protocol import Connection
 from server.http.replies import Clock, Replies
 from server.http.routes import Shop, fast_getters
 from server.shared import Shared
-from server.shm import counters
+from server.shm import counters, layout
 from server.shm.counters import counters_block
 from server.shm.table import TableReader
 
@@ -55,6 +55,9 @@ class Worker:
         self._drain_s = config.write_timeout_s + DRAIN_MARGIN_S
         self._end: asyncio.Future[int] = loop.create_future()  # the exit code
         self._servers: list[asyncio.AbstractServer] = []
+        self._adopted: dict[int, asyncio.AbstractServer] = {}  # by slot: listeners of slots without a worker
+        self._served = (0, 0)  # WORKERS and LISTENERS when they were last looked at
+        self._adopting: asyncio.Task[None] | None = None  # a task is only weakly held by its loop
         self._counters = counters_block(shared.segment, counters.WORKER + slot)
         self._clock = Clock(time.time())
         self._counts = Counts()
@@ -73,8 +76,8 @@ class Worker:
         self._loop.add_reader(self._shared.supervisor_pidfd, self._leave, 1)
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # blocked by the supervisor over the fork
-        await self._listen(self._public, self._shared.listeners[self._slot])
-        await self._listen(self._admin, self._shared.admin_listener)
+        self._servers.append(await self._listen(self._public, self._shared.listeners[self._slot]))
+        self._servers.append(await self._listen(self._admin, self._shared.admin_listener))
         self._tick()
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
@@ -87,8 +90,16 @@ class Worker:
         self._passwords.close()
         self._queue.close()
 
-    async def _listen(self, endpoint: Endpoint, listener: socket.socket) -> None:
-        self._servers.append(await self._loop.create_server(partial(Connection, endpoint), sock=listener))
+    async def _listen(self, endpoint: Endpoint, listener: socket.socket) -> asyncio.AbstractServer:
+        return await self._loop.create_server(partial(Connection, endpoint), sock=listener.dup())
+
+    async def _adopt(self, workers: int, listeners: int) -> None:
+        """Serve the listeners that fall to this worker since another one was removed, until one is there again."""
+        orphans = {slot for slot in range(workers, listeners) if slot % workers == self._slot}
+        for slot in self._adopted.keys() - orphans:
+            self._adopted.pop(slot).close()
+        for slot in orphans - self._adopted.keys():
+            self._adopted[slot] = await self._listen(self._public, self._shared.listeners[slot])
 
     def _tick(self) -> None:
         self._loop.call_later(TICK_S, self._tick)
@@ -97,6 +108,11 @@ class Worker:
         self._admin.sweep()
         self._queue.expire()
         self._publish()
+        words = self._shared.segment.words
+        served = words[layout.WORKERS], words[layout.LISTENERS]
+        if served != self._served and not self._public.is_stopping:
+            self._served = served
+            self._adopting = self._loop.create_task(self._adopt(*served))
 
     def _publish(self) -> None:
         """Add to the counters in shared memory what happened since the last time."""
@@ -115,7 +131,7 @@ class Worker:
         """Finish: no new connections, and every connection ends with its next answer or when it is idle."""
         if self._public.is_stopping:
             return
-        for server in self._servers:
+        for server in (*self._servers, *self._adopted.values()):
             server.close()
         for endpoint in (self._public, self._admin):
             endpoint.stop(self._leave_when_empty)

@@ -41,7 +41,10 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     20     DIRTY_RECORDS        persister    distinct records found dirty in the last period
     21     FLUSH_LAG_MS         persister    age of the oldest change not in SQLite, 0 = none
     22     PERSISTED_SEQ        persister    the smallest of the checkpoints below
-    24-27  CHECKPOINT + kind    persister    every change of that kind up to this seq is committed in its database
+    24-26  CHECKPOINT + kind    persister    every change of that kind up to this seq is committed in its database
+    28     WORKERS              supervisor   worker slots that have a process, from 0
+    29     LISTENERS            supervisor   listening sockets in use; those from WORKERS on are served by worker
+                                             (slot % WORKERS), so that none of their queued connections is lost
     32-36  BUCKETS + kind       manager      number of buckets in use, at least BUCKETS_MIN
     40-44  RECORDS + kind       manager      live records
     48-52  STRUCTURE + kind     manager      version of the chains: odd while one is being relinked
@@ -127,6 +130,8 @@ DIRTY_RECORDS = 20
 FLUSH_LAG_MS = 21
 PERSISTED_SEQ = 22
 CHECKPOINT = 24
+WORKERS = 28
+LISTENERS = 29
 BUCKETS = 32
 RECORDS = 40
 STRUCTURE = 48

@@ -50,7 +50,7 @@ class Findings:
     curves: dict[str, list[Point]] = field(default_factory=dict)  # over time, or over the number of records
     conditions: dict[str, str] = field(default_factory=dict)  # level, cores, what was counted
     failures: dict[str, str] = field(default_factory=dict)  # side: why its rows fail
-    missing: dict[str, str] = field(default_factory=dict)  # side: the command that installs it
+    missing: dict[str, str] = field(default_factory=dict)  # side: what is not installed, and the command
     reduced: str = ""  # how a quick run measured less than the target asks for; empty: it did not
 
     def add(self, side: str, figures: Figures) -> None:
@@ -131,7 +131,7 @@ def _verdict(target: Target, findings: Findings, sides: list[str], spread: Sprea
             return Verdict.FAILED, f"{side}: {findings.failures[side]}"
     for side in sides:
         if side in findings.missing:
-            return Verdict.LEFT_OUT, f"{side} is missing: {findings.missing[side]}"
+            return Verdict.LEFT_OUT, findings.missing[side]
     if spread is None:
         return Verdict.FAILED, "no figure"
     if findings.reduced:

@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     targets, experiments = options.selected
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))  # also where a shell had it ignored
     options.out.mkdir(parents=True, exist_ok=True)
     rounds = options.rounds or (ROUNDS_QUICK if options.quick else ROUNDS)
     started = time.monotonic()

@@ -43,7 +43,7 @@ td.what { color: var(--soft); } td.value, td.limit { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 0; } dd { margin: 0; }
 code { font: 13px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 summary { cursor: pointer; color: var(--soft); padding: 6px 0; }
-svg { max-width: 100%; height: auto; display: block; } .note { color: #96281f; }
+svg { width: 100%; height: auto; display: block; } .note { color: #96281f; }
 </style></head><body><main>
 """
 
@@ -61,6 +61,7 @@ def render_page(
             _HEAD,
             "<h1>Millrace benchmarks</h1>",
             f'<p class="soft">{escape(run["started"])} · {escape(machine["cpu"])} · {escape(machine["kernel"])}</p>',
+            f'<p class="note">{escape(machine["warning"])}</p>' if "warning" in machine else "",
             _counts(rows),
             "<h2>Targets</h2>",
             '<p class="soft">Ratios are taken in each round between sides measured in turn; median and range.</p>',
@@ -97,7 +98,7 @@ def _targets(rows: Sequence[Row]) -> str:
 def _experiment(name: str, findings: Findings) -> str:
     headings, lines = figure_table(findings)
     notes = [f"{side} failed: {reason}" for side, reason in findings.failures.items()]
-    notes += [f"{side} is left out; install it with: {command}" for side, command in findings.missing.items()]
+    notes += [f"left out: {side} ({reason})" for side, reason in findings.missing.items()]
     notes += [findings.reduced] if findings.reduced else []
     conditions = " · ".join(f"{key}: {value}" for key, value in findings.conditions.items())
     return (

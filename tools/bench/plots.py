@@ -21,6 +21,8 @@ MORE_COLOURS = ("#1f5fa8", "#c98a2b", "#b8433a", "#3a8f5c", "#7a5aa8", "#8a8f98"
 VERDICT_COLOURS = {Verdict.REACHED: "#3a8f5c", Verdict.MISSED: "#b8433a", Verdict.NOT_JUDGED: "#8a8f98"}
 WIDE, TALL = (9.0, 3.4), (9.0, 5.0)
 PNG_DOTS_PER_INCH = 130
+SHARE_SHOWN_MAX = 2.5  # of a target; bars beyond it are cut, their figure stands beside them
+HEADROOM = 1.1  # above the highest point
 SIZE_ORDER = ("small", "middle", "large", "huge")
 STYLE: dict[str, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888",
@@ -100,6 +102,14 @@ def _colour(side: str, number: int) -> str:
     return COLOURS.get(side, MORE_COLOURS[number % len(MORE_COLOURS)])
 
 
+def _use_log_scale(axes: Any) -> None:
+    """Set a logarithmic scale with numbers as people write them, also where it spans less than a decade."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+
+
 def _targets(figure: Any, rows: Sequence[Row]) -> bool:
     """One bar per row, 1.0 is the target: left of it is better, whatever the direction of the target."""
     shown = [row for row in reversed(rows) if row.spread and row.spread.median > 0 and row.verdict in VERDICT_COLOURS]
@@ -108,14 +118,16 @@ def _targets(figure: Any, rows: Sequence[Row]) -> bool:
     axes = figure.add_subplot()
     for place, row in enumerate(shown):
         limit, values = row.target.limit, list(row.spread or ())
-        middle, low, high = (v / limit if row.target.is_at_most else limit / max(v, 1e-9) for v in values)
+        shares = [v / limit if row.target.is_at_most else limit / max(v, 1e-9) for v in values]
+        middle, low, high = (min(share, SHARE_SHOWN_MAX) for share in shares)
         axes.barh(place, middle, color=VERDICT_COLOURS[row.verdict], height=0.6)
         axes.plot([low, high], [place, place], color="#333", linewidth=1)
-        axes.text(max(low, high), place, f"  {values[0]:.3g} {row.target.unit}", va="center", fontsize=8)
+        label = f"  {values[0]:.3g} {row.target.unit} (target {row.target.limit:g})"
+        axes.text(max(low, high), place, label, va="center", fontsize=8)
     axes.axvline(1.0, color="#333", linewidth=1)
     axes.set_yticks(range(len(shown)), [row.target.name for row in shown])
-    axes.set_xlabel("share of the target; up to 1 is reached. Green reached, red missed, grey not judged")
-    axes.set_xlim(0, min(max(1.3, axes.get_xlim()[1] * 1.1), 4))
+    axes.set_xlabel("share of the target, 1 or less is reached; green reached, red missed, grey not judged")
+    axes.set_xlim(0, SHARE_SHOWN_MAX * 1.3)
     axes.grid(axis="y", visible=False)
     return True
 
@@ -124,7 +136,7 @@ def _bars(figure: Any, findings: Findings) -> bool:
     """Rate and CPU time of each side, with the range over the rounds."""
     if not findings.sides:
         return False
-    panels = (("rate", "requests/s", 1e-3, "thousand/s"), ("cpu_us", "server CPU per request", 1.0, "us"))
+    panels = (("rate", "requests/s", 1e-3, "thousand/s"), ("cpu_us", "server CPU per request", 1.0, "µs"))
     for number, (name, title, scale, unit) in enumerate(panels):
         axes = figure.add_subplot(1, 2, number + 1)
         for place, side in enumerate(findings.sides):
@@ -170,7 +182,7 @@ def _percentiles(figure: Any, findings: Findings) -> bool:
             figures = findings.sides[side][0]
             rate = f"{side.removeprefix(kind)} = {figures['rate']:,.0f}/s"
             axes.plot(labels, [figures[name] for name in names], marker="o", label=rate, color=colour)
-        axes.set_yscale("log")
+        _use_log_scale(axes)
         axes.set_title(f"{kind}s")
         axes.set_ylabel("ms")
         axes.legend(fontsize=8)
@@ -203,7 +215,7 @@ def _draw_curves(axes: Any, curves: Mapping[str, Sequence[Mapping[str, float]]],
     for number, (label, points) in enumerate(curves.items()):
         colour = MORE_COLOURS[number % len(MORE_COLOURS)]
         axes.plot([p["t_s"] for p in points], [p.get(name, math.nan) for p in points], label=label, color=colour)
-    axes.set_yscale("log")
+    _use_log_scale(axes)
     axes.legend(fontsize=8, ncols=4, loc="upper left", bbox_to_anchor=(0, 1.18))
 
 
@@ -220,7 +232,7 @@ def _flush_lag(figure: Any, findings: Findings) -> bool:
     times = [point["t_s"] for point in latency]
     for name, colour in zip(("p50_ms", "p99_ms", "max_ms"), MORE_COLOURS, strict=False):
         lower.plot(times, [point[name] for point in latency], label=name.removesuffix("_ms"), color=colour)
-    lower.set_yscale("log")
+    _use_log_scale(lower)
     lower.set_ylabel("order latency (ms)")
     lower.set_xlabel("seconds")
     lower.legend(fontsize=8, ncols=3, loc="upper right")
@@ -233,9 +245,9 @@ def _scale(figure: Any, findings: Findings) -> bool:
     if len(sides) < 2:
         return False
     panels = (
-        ("cpu_us", "GET: CPU per request", "us"),
-        ("order_cpu_us", "POST /order: CPU, all processes", "us"),
-        ("persister_us", "persister CPU: period, 100 dirty", "us"),
+        ("cpu_us", "GET: CPU per request", "µs"),
+        ("order_cpu_us", "POST /order: CPU, all processes", "µs"),
+        ("persister_us", "persister CPU: period, 100 dirty", "µs"),
         ("bytes_per_record", "memory per user", "bytes"),
         ("start_s", "ready after a start", "s"),
     )
@@ -251,7 +263,7 @@ def _scale(figure: Any, findings: Findings) -> bool:
             axes.plot(redis["users"], redis[name], marker="s", color=COLOURS["redis"], linestyle="", label="redis")
             axes.legend(fontsize=8)
         axes.set_xscale("log")
-        axes.set_ylim(0)
+        axes.set_ylim(0, HEADROOM * max(axes.get_ylim()[1], 1e-9))
         axes.set_title(title, fontsize=9)
         axes.set_ylabel(unit)
         axes.set_xlabel("users")

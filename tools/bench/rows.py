@@ -56,7 +56,7 @@ TARGETS = (
     _row("order-rate", "POST /order, rate vs Redis SET, appendfsync always",
          "orders", "millrace", "rate", ">= 0.6", "redis"),
     _row("order-cpu", "POST /order, CPU of all processes, SQLite included",
-         "orders", "millrace", "cpu_us", "<= 40", None, "us"),
+         "orders", "millrace", "cpu_us", "<= 40", None, "µs"),
     _row("order-fastapi", "POST /order, rate vs FastAPI", "orders", "millrace", "rate", ">= 15", "fastapi"),
     _row("threads", "7,500 POSTs by 10 Python threads, time vs bare",
          "threads", "millrace", "total_s", "<= 1.25", "bare"),

@@ -17,7 +17,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -54,6 +55,15 @@ class Server:
         self.port = 0
         log_path = work_dir / f"{self.name}.log"
         self.process = PinnedProcess(arguments, self.cores, log_path, is_piped=is_piped, environment=environment)
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Stop what was started when the block that waits for it fails or is interrupted."""
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
 
     def await_port(self) -> None:
         """Return when the server accepts connections."""
@@ -115,16 +125,13 @@ class Millrace(Server):
         ]  # fmt: skip
         start = time.perf_counter()
         super().__init__(data_dir.parent, command, cores, is_piped=True)
-        try:
+        with self.starting():
             match = _READY.match(self.await_line())
             if match is None:
                 raise MeasurementFailed("millrace printed something else than its ready line")
             self.start_s = time.perf_counter() - start
             self.port = int(match[1])
             run = json.loads((data_dir / "run.json").read_text())
-        except BaseException:
-            self.stop()
-            raise
         self.pids: dict[str, int] = run["pids"]
         self._segment_name: str = run["segment"]
         self._admin = Connection(HOST, run["admin_port"], EXCHANGE_TIMEOUT_S)
@@ -164,7 +171,8 @@ class Bare(Server):
         path.write_bytes(response)
         command = [sys.executable, "-m", "tools.bench.bare_server", str(path)]
         super().__init__(work_dir, command, cores, is_piped=True)
-        self.port = int(self.await_line())
+        with self.starting():
+            self.port = int(self.await_line())
 
 
 class Nginx(Server):
@@ -179,7 +187,8 @@ class Nginx(Server):
         command = [find_program("nginx") or "nginx", "-e", str(directory / "error.log"), "-c", str(path)]
         super().__init__(work_dir, command, cores)
         self.port = port
-        self.await_port()
+        with self.starting():
+            self.await_port()
 
 
 # One process without a master; every temporary path is named, because the compiled-in ones belong to root.
@@ -210,7 +219,8 @@ class Redis(Server):
         ]  # fmt: skip
         super().__init__(work_dir, command, cores)
         self.port = port
-        self.await_port()
+        with self.starting():
+            self.await_port()
 
 
 class FastApi(Server):
@@ -232,7 +242,8 @@ class FastApi(Server):
         ]  # fmt: skip
         super().__init__(work_dir, command, cores, environment=os.environ | {"DATABASE": str(path)})
         self.port = port
-        self.await_port()
+        with self.starting():
+            self.await_port()
 
 
 def free_port() -> int:

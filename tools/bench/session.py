@@ -60,8 +60,9 @@ class Session:
         """Return whether a side can be measured; note what is missing."""
         absent = [program for program in programs if program in self._missing]
         if absent:
-            findings.missing[side] = "; ".join(dict.fromkeys(self._missing[program] for program in absent))
-            self.say(f"{', '.join(absent)} is missing, {side} is left out: {findings.missing[side]}")
+            commands = "; ".join(dict.fromkeys(self._missing[program] for program in absent))
+            findings.missing[side] = f"{', '.join(absent)} not installed: {commands}"
+            self.say(f"left out: {side} ({findings.missing[side]})")
         return not absent
 
     @contextmanager
@@ -103,9 +104,9 @@ class Session:
 def describe(figures: Figures) -> str:
     """Return the figures that a progress line has room for."""
     forms = {
-        "rate": "{:,.0f}/s", "cpu_us": "{:.2f} us CPU", "total_s": "{:.2f} s", "start_s": "start {:.2f} s",
+        "rate": "{:,.0f}/s", "cpu_us": "{:.2f} µs CPU", "total_s": "{:.2f} s", "start_s": "start {:.2f} s",
         "p50_ms": "p50 {:.3f}", "p99_ms": "p99 {:.3f}", "max_ms": "max {:.2f} ms",
-        "bytes_per_record": "{:.0f} B/record", "persister_us": "persister {:.0f} us", "order_cpu_us": "order {:.1f} us",
+        "bytes_per_record": "{:.0f} B/record", "persister_us": "persister {:.0f} µs", "order_cpu_us": "order {:.1f} µs",
         "server_busy": "busy {:.0%}", "lag_p99_s": "lag p99 {:.2f} s", "read_max_ms": "read max {:.1f} ms",
         "update_max_ms": "update max {:.1f} ms",
     }  # fmt: skip

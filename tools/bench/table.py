@@ -9,7 +9,7 @@ from tools.bench.findings import Findings, Row, Spread, Target, spread_of
 # figure: (heading, form); in the order of the columns
 COLUMNS = {
     "rate": ("rate /s", "{:,.0f}"),
-    "cpu_us": ("CPU us/request", "{:.2f}"),
+    "cpu_us": ("CPU µs/request", "{:.2f}"),
     "server_busy": ("cores used", "{:.0%}"),
     "p50_ms": ("p50 ms", "{:.3f}"),
     "p90_ms": ("p90 ms", "{:.3f}"),
@@ -24,8 +24,8 @@ COLUMNS = {
     "users": ("users", "{:,.0f}"),
     "start_s": ("ready after s", "{:.2f}"),
     "bytes_per_record": ("bytes/user", "{:.0f}"),
-    "order_cpu_us": ("order CPU us", "{:.2f}"),
-    "persister_us": ("persister us/period", "{:.0f}"),
+    "order_cpu_us": ("order CPU µs", "{:.2f}"),
+    "persister_us": ("persister µs/period", "{:.0f}"),
     "lag_p50_s": ("lag p50 s", "{:.2f}"),
     "lag_p99_s": ("lag p99 s", "{:.2f}"),
     "lag_max_s": ("lag max s", "{:.2f}"),
@@ -103,7 +103,7 @@ def as_text(machine: Mapping[str, str], found: Mapping[str, Findings], rows: Seq
         headings, lines = figure_table(findings)
         conditions = "; ".join(f"{key}: {value}" for key, value in findings.conditions.items())
         notes = [f"{side} FAILED: {reason}" for side, reason in findings.failures.items()]
-        notes += [f"{side} left out, install: {command}" for side, command in findings.missing.items()]
+        notes += [f"left out: {side} ({reason})" for side, reason in findings.missing.items()]
         notes += [findings.reduced] if findings.reduced else []
         body = [render(headings, lines)] if lines else []
         parts.append("\n".join([f"== {name} ({conditions})", *body, *notes]))

@@ -16,7 +16,8 @@ from tools.bench.session import Session, whole_answer
 
 ORDER_ARGUMENTS = [FIRST_ID, USERS, FIRST_ID, PRODUCTS]
 REDIS_PROBE_REQUESTS = 5_000
-LEVEL = "journal: a write is answered when its fdatasync is done (Redis: appendfsync always; FastAPI: synchronous=FULL)"
+LEVEL = "journal (answered after fdatasync)"
+REFERENCE_LEVELS = "Redis: appendfsync always; FastAPI: SQLite synchronous=FULL"
 
 
 def orders(session: Session, findings: Findings) -> None:
@@ -26,6 +27,7 @@ def orders(session: Session, findings: Findings) -> None:
     cores = session.cores.two
     shared = "client on one of them" if set(cores) & set(session.cores.client) else "client on a third"
     findings.conditions |= {"durability": LEVEL, "cores": f"server 2, {shared}", "workers": str(len(set(cores)))}
+    findings.conditions["references"] = REFERENCE_LEVELS
     with ExitStack() as stack:
         directory = stack.enter_context(session.directory())
         fill_data_directory(directory / "data", USERS)

@@ -12,7 +12,7 @@ from tools.compare.results import Column, Results
 from tools.compare.subjects import SUBJECTS
 
 BAR_HEIGHT, BAR_STEP = 18, 26
-LABEL_WIDTH, BAR_WIDTH, VALUE_WIDTH = 66, 250, 84
+LABEL_WIDTH, BAR_WIDTH, VALUE_WIDTH = 116, 220, 70
 STRIP_WIDTH, STRIP_HEIGHT = 620, 54
 MS_LOW, MS_HIGH = 0.2, PATIENCE_S * 1000
 LOG_FROM = 40.0  # times between the largest and the smallest bar, above which the axis is logarithmic
@@ -26,18 +26,19 @@ def bars(results: Results, column: Column) -> str:
     smallest = min((spread.median for spread in spreads if spread.median > 0), default=top)
     is_log = column.direction != 0 and all(s.median > 0 for s in spreads) and top / smallest > LOG_FROM
     height = BAR_STEP * len(found)
-    parts = [_bar(results, column, row, name, spread, _scale(top, smallest, is_log))
+    parts = [_bar(results, column, row, name, spread, _Scale(top, smallest, is_log))
              for row, (name, spread) in enumerate(found)]  # fmt: skip
     better = {1: "more is better", -1: "less is better", 0: ""}[column.direction]
     remark = ", ".join(part for part in (better, "logarithmic" if is_log else "") if part)
     return (
         f'<figure><figcaption><b>{escape(column.heading)}</b> {escape(column.what)}'
         f'{f" <i>({remark})</i>" if remark else ""}</figcaption>'
-        f'<svg viewBox="0 0 {LABEL_WIDTH + BAR_WIDTH + VALUE_WIDTH} {height}" role="img">{"".join(parts)}</svg></figure>'
+        f'<svg viewBox="0 0 {LABEL_WIDTH + BAR_WIDTH + VALUE_WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+        "</figure>"
     )
 
 
-class _scale:
+class _Scale:
     """From a value to a length."""
 
     def __init__(self, top: float, smallest: float, is_log: bool) -> None:
@@ -49,14 +50,15 @@ class _scale:
         return max(0.0, math.log(max(value, self._floor) / self._floor) / math.log(self._top / self._floor) * BAR_WIDTH)
 
 
-def _bar(results: Results, column: Column, row: int, name: str, spread: Spread | None, scale: _scale) -> str:
+def _bar(results: Results, column: Column, row: int, name: str, spread: Spread | None, scale: _Scale) -> str:
     y = row * BAR_STEP + (BAR_STEP - BAR_HEIGHT) / 2
     middle = y + BAR_HEIGHT / 2
     label = f'<text class="label" x="{LABEL_WIDTH - 8}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>'
     if spread is None:
         return label + f'<text class="soft" x="{LABEL_WIDTH}" y="{middle + 4}">not measured</text>'
     length, end = scale(spread.median), scale(spread.high)
-    bar = f'<rect class="bar {name}" x="{LABEL_WIDTH}" y="{y}" width="{max(length, 1):.1f}" height="{BAR_HEIGHT}" rx="3"/>'
+    size = f'width="{max(length, 1):.1f}" height="{BAR_HEIGHT}"'
+    bar = f'<rect class="bar {name}" x="{LABEL_WIDTH}" y="{y}" {size} rx="3"/>'
     line = (
         f'<line class="range" x1="{LABEL_WIDTH + scale(spread.low):.1f}" x2="{LABEL_WIDTH + end:.1f}" y1="{middle}"'
         f' y2="{middle}"/>'
@@ -67,10 +69,9 @@ def _bar(results: Results, column: Column, row: int, name: str, spread: Spread |
     return label + bar + line + value + f"{escape(results.text(name, column))}</text>"
 
 
-def strip(name: str, points: Sequence[ProbePoint], seconds: float) -> str:
+def strip(name: str, points: Sequence[ProbePoint], span_s: float) -> str:
     """Return what the probe saw of one subject: a dot per answer, a red line for each read without one."""
     width, height = STRIP_WIDTH, STRIP_HEIGHT
-    span_s = max(seconds, max((point.t_s for point in points), default=0.0))
     parts = []
     for ms in (1, 10, 100, 1000):
         y = _height(ms)
@@ -82,7 +83,7 @@ def strip(name: str, points: Sequence[ProbePoint], seconds: float) -> str:
         else:
             parts.append(f'<circle class="dot {name}" cx="{x:.1f}" cy="{_height(point.ms):.1f}" r="1.6"/>')
     ticks = "".join(
-        f'<text class="soft" x="{LABEL_WIDTH + s / span_s * width:.1f}" y="{height + 12}" text-anchor="middle">{s}</text>'
+        f'<text class="soft tick" x="{LABEL_WIDTH + s / span_s * width:.1f}" y="{height + 12}">{s}</text>'
         for s in range(0, int(span_s) + 1, 1 if span_s <= 15 else 5)
     )
     scale = "".join(
@@ -90,9 +91,8 @@ def strip(name: str, points: Sequence[ProbePoint], seconds: float) -> str:
         for ms, text in ((1, "1 ms"), (1000, "1 s"))
     )
     label = f'<text class="label" x="{LABEL_WIDTH - 8}" y="{height / 2 + 4}" text-anchor="end">{escape(name)}</text>'
-    return (
-        f'<svg viewBox="0 0 {LABEL_WIDTH + width + 34} {height + 16}" role="img">{label}{"".join(parts)}{ticks}{scale}</svg>'
-    )
+    shapes = f"{label}{''.join(parts)}{ticks}{scale}"
+    return f'<svg viewBox="0 0 {LABEL_WIDTH + width + 34} {height + 16}" role="img">{shapes}</svg>'
 
 
 def _height(ms: float) -> float:

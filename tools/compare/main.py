@@ -29,7 +29,7 @@ from tools.compare import experiment
 from tools.compare.experiment import QUICK, Plan
 from tools.compare.page import render_page
 from tools.compare.results import Results
-from tools.compare.sentences import sentence, verdict
+from tools.compare.sentences import sentence, verdicts
 from tools.compare.subjects import SUBJECTS
 
 TOOLS = ("k6", "wrk")
@@ -95,7 +95,7 @@ def _as_text(results: Results, machine: dict[str, str]) -> str:
             *notes,
             "",
             *(sentence(results, name) for name in subjects),
-            verdict(results),
+            *verdicts(results),
         ]
     )
 
@@ -115,7 +115,8 @@ def _as_json(results: Results, machine: dict[str, str], run: dict[str, str]) -> 
             for name in results.rounds
         },
         "probe": {name: [list(point) for point in points] for name, points in results.probes.items()},
-        "sentences": {name: sentence(results, name) for name in results.rounds} | {"verdict": verdict(results)},
+        "sentences": {name: sentence(results, name) for name in results.rounds},
+        "verdicts": verdicts(results),
     }
 
 

@@ -1,11 +1,11 @@
-"""One picture per shape: its processes, what flows between them, and where the data is. Inline SVG from a small table."""
+"""One picture per shape: its processes, what flows between them, where the data is. Inline SVG from a small table."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import NamedTuple
 
-CELL_WIDTH, CELL_HEIGHT = 196, 64
+CELL_WIDTH, CELL_HEIGHT = 218, 64
 BOX_WIDTH, BOX_HEIGHT = 122, 44
 MARGIN = 10
 
@@ -90,8 +90,8 @@ PICTURES = {
 }  # fmt: skip
 
 LEGEND = (
-    "Solid: the sender waits for it before it answers. Dashed: later, each period. Blue: what reads are answered from in"
-    " memory. A cylinder is a file."
+    "Solid: the sender waits for it before it answers. Dashed: later, each period. Blue: what reads are answered from"
+    " in memory. A cylinder is a file."
 )
 
 
@@ -125,9 +125,8 @@ def _box(box: Box) -> str:
         )
     else:
         round_by = BOX_HEIGHT / 2 if box.kind == "client" else 7
-        shape = (
-            f'<rect class="box {box.kind}" x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="{round_by}"/>'
-        )
+        size = f'width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="{round_by}"'
+        shape = f'<rect class="box {box.kind}" x="{x}" y="{y}" {size}/>'
     shift = (0 if not box.note else -5) + (4 if box.kind == "database" else 0)
     title = f'<text class="title" x="{middle}" y="{y + BOX_HEIGHT / 2 + 4 + shift}">{escape(box.name)}</text>'
     note = f'<text class="note" x="{middle}" y="{y + BOX_HEIGHT / 2 + 17 + shift}">{escape(box.note)}</text>'

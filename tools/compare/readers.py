@@ -113,44 +113,50 @@ def settle(url: str) -> float:
 
 
 class Probe:
-    """A thread that reads at a fixed rate for the length of a `with` block; `points` is what it saw."""
+    """Threads that read at a fixed rate for the length of a `with` block; `points` is what they saw, in order.
+
+    A thread reads once in the time that it waits at most for an answer, so there is always one free when a read is due.
+    """
 
     def __init__(self, url: str, users: int) -> None:
         self.points: list[ProbePoint] = []
         self._url = url
         self._users = users
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._start = 0.0
+        offsets = [n * PROBE_INTERVAL_S for n in range(round(PATIENCE_S / PROBE_INTERVAL_S))]
+        self._threads = [threading.Thread(target=self._run, args=(offset,), daemon=True) for offset in offsets]
 
     @property
     def served(self) -> float:
         """The share of the reads that were answered in time."""
         return sum(point.ms is not None for point in self.points) / max(1, len(self.points))
 
-    def _run(self) -> None:
-        connection, chance = _connection(self._url, PATIENCE_S), random.Random(1)
-        start = due = time.monotonic()
+    def _run(self, offset_s: float) -> None:
+        connection, chance = _connection(self._url, PATIENCE_S), random.Random(offset_s)
+        due = self._start + offset_s
         while not self._is_over.wait(max(0.0, due - time.monotonic())):
             ms = None
-            left_s = due + PATIENCE_S - time.monotonic()
-            if left_s > 0:  # else its second was over before the connection was free
-                with suppress(OSError):
-                    if connection.exchange(_request(self._url, chance.randint(1, self._users))).status == 200:
-                        ms = (time.monotonic() - due) * 1000
-            is_late = ms is not None and ms > PATIENCE_S * 1000
-            self.points.append(ProbePoint(due - start, None if is_late else ms))
-            due += PROBE_INTERVAL_S
+            with suppress(OSError):
+                if connection.exchange(_request(self._url, chance.randint(1, self._users))).status == 200:
+                    ms = (time.monotonic() - due) * 1000
+            self.points.append(ProbePoint(due - self._start, ms))
+            due += PATIENCE_S
         connection.close()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._start = time.monotonic()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        self.points.sort(key=lambda point: point.t_s)
 
 
 def _connection(url: str, timeout_s: float) -> Connection:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tools.compare.results import Column, Results
-from tools.compare.subjects import MILLRACE, SUBJECTS
+from tools.compare.subjects import SERVERS, SUBJECTS
 
 LEVEL = 1.10  # within ten per cent two figures of one run count as level
 TITLES = {
-    "original": "The original", "v1": "Version 1", "v2": "Version 2", "v3": "Version 3", MILLRACE: "Millrace",
+    "original": "The original", "v1": "Version 1", "v2": "Version 2", "v3": "Version 3", "millrace": "Millrace",
+    "millrace-memory": "Millrace, level memory",
 }  # fmt: skip
 MUCH_SERVED = 0.995  # of the time; what is missing above this is a few reads at the very start
 
@@ -19,29 +20,34 @@ def sentence(results: Results, subject: str) -> str:
     return f"{TITLES[subject]}: {'; '.join(part for part in [*parts, _loss(results, subject)] if part)}."
 
 
-def verdict(results: Results) -> str:
-    """Return in which figures Millrace is ahead of the best of the earlier shapes, level with it, or behind."""
+def verdicts(results: Results) -> list[str]:
+    """Return what is to be said of the server beside the earlier shapes, at each of its levels that was measured."""
+    return [_verdict(results, server) for server in SERVERS if results.rounds.get(server)]
+
+
+def _verdict(results: Results, server: str) -> str:
+    """Return in which figures the server is ahead of the best of the earlier shapes, level with it, or behind."""
     ahead: list[str] = []
     level: list[str] = []
     behind: list[str] = []
     for column in results.columns:
-        places = _against_best(results, column)
+        places = _against_best(results, server, column)
         if places is None:
             continue
         ratio, best = places
-        text = f"{column.heading} ({best}: {results.text(best, column)}, {MILLRACE}: {results.text(MILLRACE, column)})"
+        text = f"{column.heading} ({results.text(server, column)}; {best} {results.text(best, column)})"
         (level if 1 / LEVEL <= ratio <= LEVEL else ahead if ratio > 1 else behind).append(text)
     if not ahead + level + behind:
-        return "Millrace was not measured beside an earlier shape."
+        return f"{TITLES[server]} was not measured beside an earlier shape."
     groups = (("ahead", ahead), ("level", level), ("behind", behind))
     found = [f"{word} in {', '.join(texts)}" for word, texts in groups if texts]
-    return f"Millrace beside the best earlier shape of each figure: {'; '.join(found)}."
+    return f"{TITLES[server]} beside the best earlier shape of each figure: {'; '.join(found)}."
 
 
-def _against_best(results: Results, column: Column) -> tuple[float, str] | None:
-    """Return how many times better Millrace is than the best earlier shape, and which that is."""
-    own = results.median(MILLRACE, column.name)
-    found = [(value, name) for name in SUBJECTS if name != MILLRACE
+def _against_best(results: Results, server: str, column: Column) -> tuple[float, str] | None:
+    """Return how many times better the server is than the best earlier shape, and which that is."""
+    own = results.median(server, column.name)
+    found = [(value, name) for name in SUBJECTS if name not in SERVERS
              if (value := results.median(name, column.name)) is not None]  # fmt: skip
     if not column.direction or own is None or not found:
         return None
@@ -86,7 +92,7 @@ def _waiting(results: Results, subject: str) -> str:
     if served >= MUCH_SERVED:
         return "reads were answered all the time"
     share = results.median(subject, "ok_share")
-    failed = f" ({1 - share:.1%} of what k6 asked failed)" if share is not None else ""
+    failed = f" ({1 - share:.1%} of what k6 asked failed)" if share is not None and share < MUCH_SERVED else ""
     after = f", and for {settle_s:.0f} s after them" if settle_s and settle_s > 2 else ""
     return f"for {1 - served:.0%} of the time of the reads nobody got an answer within a second{failed}{after}"
 

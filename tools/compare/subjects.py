@@ -23,8 +23,9 @@ from server.shm.segment import remove_stale
 from tools.bench.processes import MeasurementFailed, PinnedProcess
 from tools.lineage.main import SHAPES
 
-MILLRACE = "millrace"
-SUBJECTS = (*SHAPES, MILLRACE)  # in the order of their history
+# the server, with the level of its acknowledgements: its default, and the one that waits for no disk, as v1 to v3
+SERVERS = {"millrace": "journal", "millrace-memory": "memory"}
+SUBJECTS = (*SHAPES, *SERVERS)  # in the order of their history
 GONE_TIMEOUT_S = 10.0
 POLL_S = 0.01
 
@@ -46,15 +47,18 @@ class Subject:
             data_dir.with_suffix(".log"),
             is_piped=True,
         )
-        stdout = self._process.process.stdout
-        match = _READY.match(stdout.readline()) if stdout else None
-        if match is None:
-            self.kill()
-            raise MeasurementFailed(f"{name} did not start: {self._process.log_tail()}")
-        self.url = match[1].decode()
+        self.url = self._await_ready()
         self.port = int(self.url.rpartition(":")[2])
         self.start_s = time.perf_counter() - start
         self._note_segment()
+
+    def _await_ready(self) -> str:
+        """Return the address in the ready line."""
+        for line in self._process.process.stdout or ():
+            if match := _READY.match(line):
+                return match[1].decode()
+        self.kill()
+        raise MeasurementFailed(f"{self.name} did not start: {self._process.log_tail()}")
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of all its processes so far."""
@@ -79,7 +83,7 @@ class Subject:
             time.sleep(POLL_S)
 
     def _note_segment(self) -> None:
-        if self.name == MILLRACE:
+        if self.name in SERVERS:
             self._segments.add(json.loads((self._data_dir / "run.json").read_text())["segment"])
 
     def __enter__(self) -> Self:
@@ -96,9 +100,9 @@ class Subject:
 
 def _arguments(name: str, data_dir: Path, period_ms: int) -> list[str]:
     common = ["--port", "0", "--data-dir", str(data_dir)]
-    if name == MILLRACE:
-        millrace = ["--admin-port", "0", "--classic", "--persist-period-ms", str(period_ms), "--log-level", "warning"]
-        return ["run.py", *common, *millrace]
+    if name in SERVERS:
+        settings = ["--classic", "--durability", SERVERS[name], "--persist-period-ms", str(period_ms)]
+        return ["run.py", *common, "--admin-port", "0", "--log-level", "warning", *settings]
     return ["-m", "tools", "lineage", "run", name, *common, "--period-ms", str(period_ms)]
 
 

