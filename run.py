@@ -13,10 +13,11 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from server.child import EXIT_START
 from server.config import WORKERS_MAX, Config, parse_boolean, parse_durability, parse_size
 from server.errors import ConfigError, DataError, StartError
 from server.logs import configure_logs
-from server.supervisor import EXIT_CONFIG, EXIT_START, run
+from server.supervisor import EXIT_CONFIG, run
 
 Parse = Callable[[str], object]
 

@@ -27,6 +27,7 @@ from server.commands import (
     Outcome,
     PlaceOrder,
     Product,
+    ReplayDeadLetter,
     Token,
     UpdateProduct,
     UpdateUser,
@@ -94,6 +95,7 @@ class Batch:
             DeleteProduct: self._delete_product,
             PlaceOrder: self._place_order,
             Flush: self._flush,
+            ReplayDeadLetter: self._replay_dead_letter,
         }
 
     def execute(self, command: Command, token: Token | None = None) -> Result:
@@ -219,6 +221,16 @@ class Batch:
 
     def _flush(self, _command: Flush) -> Result:
         return Result(Outcome.DONE, self.seq)
+
+    def _replay_dead_letter(self, command: ReplayDeadLetter) -> Result:
+        kind, id = command.kind, command.id
+        is_sold = kind is Kind.PRODUCT and id in self._sold
+        if (kind, id) not in self._changes and not is_sold:  # else it is written anyway
+            stored = self._table.get_private(kind, id)
+            if stored is None:
+                return Result(Outcome.MISSING)
+            self._keep(kind, id, *stored)
+        return Result(Outcome.DONE, self.seq, EMPTY_BODY)
 
 
 def _fields(user: User) -> tuple[int, str, str]:

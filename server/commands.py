@@ -133,7 +133,24 @@ class Flush(Struct, frozen=True, array_like=True, tag=8):
     """Answered when all that was acknowledged before it is committed in the three databases."""
 
 
-Command = CreateUser | UpdateUser | DeleteUser | CreateProduct | UpdateProduct | DeleteProduct | PlaceOrder | Flush
+class ReplayDeadLetter(Struct, frozen=True, array_like=True, tag=9):
+    """Write a record once more, as it is, under a new seq: so its database, which refused it, is sent it again."""
+
+    kind: Kind
+    id: int
+
+
+Command = (
+    CreateUser
+    | UpdateUser
+    | DeleteUser
+    | CreateProduct
+    | UpdateProduct
+    | DeleteProduct
+    | PlaceOrder
+    | Flush
+    | ReplayDeadLetter
+)
 
 
 class Token(Struct, frozen=True, array_like=True):
@@ -153,7 +170,7 @@ class Outcome(IntEnum):
 
     DONE = 0
     EXISTS = 1  # create of an id that is there
-    MISSING = 2  # no user or product of that id
+    MISSING = 2  # no record of that id
     MISMATCH = 3  # delete whose fields do not match what is stored
     OUT_OF_STOCK = 4  # order for more than the stock
     MEMORY_FULL = 5  # no shared memory for the new record

@@ -116,6 +116,7 @@ class Manager:
         self._waiting: list[_Waiting] = []  # a heap: the lowest seq first
         self._answered: dict[tuple[int, int], Reply] = {}  # what the predecessor applied and may not have answered
         self._keys = Keys()
+        self._is_refusing = False  # the journal refused the last group
         self._last_seq = 0
         self._journal: Journal
         self._table: TableWriter
@@ -238,8 +239,13 @@ class Manager:
             )
         except JournalRefused as refused:
             self._counters[counters.JOURNAL_REFUSED] += 1
-            log.warning("journal refused detail=%r", refused.detail)
+            if not self._is_refusing:  # once: on a full disk it is every batch, and the log may be on the same disk
+                log.warning("journal refused detail=%r", refused.detail)
+            self._is_refusing = True
             return Outcome.JOURNAL_FULL if refused.is_full else Outcome.JOURNAL_FAILED
+        if self._is_refusing:
+            log.info("journal takes writes again refused=%d", self._counters[counters.JOURNAL_REFUSED])
+            self._is_refusing = False
         self._counters[counters.GROUPS] += 1
         return None
 
@@ -412,11 +418,13 @@ class Manager:
 
 def redo_change(table: TableWriter, change: Change) -> None:
     """Bring one after-image into the table, unless it holds this or a later one. Its slot becomes dirty either way."""
-    if table.seq_of(change.kind, change.id) < change.seq:
+    seq = table.seq_of(change.kind, change.id)
+    if seq < change.seq:
         if change.body is None:
             table.delete(change.kind, change.id, change.seq)
         else:
-            if change.kind == Kind.ORDER:  # the order comes after its purchase, so: no order, perhaps no purchase
+            if change.kind == Kind.ORDER and seq < 0:
+                # the order comes after its purchase, so: no order, perhaps no purchase; else it is a dead letter again
                 order = _decode_order(change.body)
                 table.add_purchase(order.user_id, order.product_id, order.quantity, change.seq)
             table.put(change.kind, change.id, change.seq, change.body, change.private)

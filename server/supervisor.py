@@ -12,71 +12,39 @@ There is no thread and no event loop here, so forking is safe at any time (fork 
 
 from __future__ import annotations
 
-import gc
 import logging
-import multiprocessing
 import os
 import resource
 import selectors
 import signal
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from setproctitle import setproctitle
 
 from persist import persister, writer
 from server import manager, worker
+from server.child import EXIT_CRASH, EXIT_OK, EXIT_START, NEVER, SUPERVISED_SIGNALS, Child
 from server.commands import DATABASE_NAMES, PERSISTED_KINDS, Kind
 from server.config import WORKERS_MAX, Config
 from server.data_directory import DataDirectory, Run
-from server.errors import MillraceError
-from server.failpoints import make_failpoint
-from server.listeners import BACKLOG, open_listeners
-from server.message_socket import message_pair
+from server.listeners import BACKLOG
 from server.shared import Shared
 from server.shm import counters, layout
 from server.shm.counters import counters_block
-from server.shm.segment import Segment
 from server.shm.table import TableReader
 
 log = logging.getLogger(__name__)
 
-EXIT_OK, EXIT_CRASH, EXIT_START, EXIT_CONFIG, EXIT_UNFLUSHED = 0, 1, 3, 4, 5
+EXIT_CONFIG, EXIT_UNFLUSHED = 4, 5
 
-SPARE_SLOTS = 4  # worker slots beyond --workers that SIGTTIN can fill; each costs a socket pair
-HEALTHY_S = 10.0  # a child that lived this long is restarted at once
+SPARE_SLOTS = 4  # worker slots beyond --workers that SIGTTIN can fill; each costs two sockets and a socket pair
 START_TRIES = 3  # deaths of one child before the first ready line: then the start has failed
-BACKOFF_FIRST_S = 0.1
-BACKOFF_MAX_S = 5.0
 EPOCH_SHIFT = 20  # epoch = run << 20 | starts of the manager in this run
 DRAIN_S = 15.0  # a worker told to stop is killed after this
 SAME_SIGNAL_S = 0.5  # timeout(1) and terminals signal the process and its group: that is one wish, not two
 LEAVE_S = 5.0  # manager and writers have nothing left to do when they are told to stop
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
-_CONTEXT = multiprocessing.get_context("fork")
-
-
-@dataclass(slots=True)
-class Child:
-    """A role and the process that has it now."""
-
-    name: str
-    block: int  # of its counters
-    stop_signal: signal.Signals
-    run: Callable[[], int]
-    process: BaseProcess | None = None
-    started_at: float = 0.0
-    is_ready: bool = False
-    is_wanted: bool = False  # a death means a replacement
-    is_told_to_leave: bool = False
-    failures: int = 0  # deaths in a row before it was healthy
-    restart_at: float = field(default=float("inf"))
 
 
 def run(config: Config) -> int:
@@ -99,7 +67,7 @@ class Supervisor:
         self._signals: list[int] = []
         self._exit_code: int | None = None
         self._stop_stage: list[list[Child]] = []
-        self._deadline = float("inf")
+        self._deadline = NEVER
         self._rolling: list[Child] = []
         self._leaving: list[Child] = []  # workers that are not to come back
         self._is_stopping = self._is_serving = False
@@ -112,23 +80,10 @@ class Supervisor:
             log.warning("removed the segment of a killed run segment=%s", stale)
         self._run_number = instance.run
         slots = min(WORKERS_MAX, config.workers + SPARE_SLOTS)
-        listeners = open_listeners(config.host, config.port, config.workers, slots - config.workers)
-        self.port = listeners[0].getsockname()[1]
-        [admin_listener] = open_listeners(config.host, config.admin_port, 1)
-        self.admin_port = admin_listener.getsockname()[1]
-        ready_read, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._shared = Shared(
-            instance=instance.id,
-            segment=Segment.create(config.memory_bytes, config.classic),
-            listeners=listeners,
-            admin_listener=admin_listener,
-            command_pairs=[message_pair() for _ in range(slots)],
-            persist_pair=message_pair(),
-            writer_pairs={kind: message_pair() for kind in PERSISTED_KINDS},
-            supervisor_pidfd=os.pidfd_open(os.getpid()),
-            ready_fd=ready_write,
-            failpoint=make_failpoint(config.failpoints),
-        )
+        self._ready_fd, ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._shared = Shared.make(config, instance.id, slots, ready_write)
+        self.port = self._shared.listeners[0].getsockname()[1]
+        self.admin_port = self._shared.admin_listener.getsockname()[1]
         self._words = self._shared.segment.words
         self._words[layout.WORKERS] = self._words[layout.LISTENERS] = config.workers
         self._counters = counters_block(self._shared.segment, counters.SUPERVISOR)
@@ -139,7 +94,6 @@ class Supervisor:
         self._persister = Child("persister", counters.PERSISTER, signal.SIGUSR1, self._run_persister)
         self._workers = [self._worker(slot) for slot in range(config.workers)]
         self._start_phases = [self._writers, [self._manager], [self._persister], self._workers]
-        self._ready_fd = ready_read
 
     # ---- the children --------------------------------------------------------------------------
 
@@ -166,52 +120,17 @@ class Supervisor:
         return [*self._writers, self._manager, self._persister, *self._workers, *self._leaving]
 
     def _start(self, child: Child) -> None:
-        block = counters_block(self._shared.segment, child.block)
-        block[counters.STARTS] += 1
+        segment = self._shared.segment
         if child is self._manager:
-            self._next_epoch()
-        child.process = _CONTEXT.Process(target=self._child_main, args=(child,), daemon=False)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the child unblocks them once it has its own handlers
-        try:
-            child.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        child.started_at = time.monotonic()
-        child.restart_at = float("inf")
-        child.is_ready, child.is_wanted, child.is_told_to_leave = False, True, False
-        self._selector.register(child.process.sentinel, selectors.EVENT_READ, child)
+            starts = counters_block(segment, child.block)[counters.STARTS] + 1
+            self._words[layout.MANAGER_EPOCH] = self._run_number << EPOCH_SHIFT | starts
+        process = child.start(segment)
+        self._selector.register(process.sentinel, selectors.EVENT_READ, child)
         self._write_run()
-
-    def _child_main(self, child: Child) -> None:
-        """In the child: take a name, run the role, leave with its code."""
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
-            signal.signal(number, signal.SIG_IGN)
-        role, _, which = child.name.partition("-")
-        setproctitle(f"millrace: {role} {which}".rstrip())
-        block = counters_block(self._shared.segment, child.block)
-        block[counters.PID] = os.getpid()
-        block[counters.STARTED_MS] = int(time.time() * 1000)
-        gc.freeze()
-        try:
-            code = child.run()
-        except MillraceError as error:
-            block[counters.ERRORS] += 1
-            log.error("%s can not go on: %s", child.name, error)
-            code = EXIT_START
-        except Exception:
-            block[counters.ERRORS] += 1
-            log.exception("%s crashed", child.name)
-            code = EXIT_CRASH
-        sys.exit(code)
-
-    def _next_epoch(self) -> None:
-        starts = counters_block(self._shared.segment, counters.MANAGER)[counters.STARTS]
-        self._words[layout.MANAGER_EPOCH] = self._run_number << EPOCH_SHIFT | starts
 
     def _write_run(self) -> None:
         pids = {"supervisor": os.getpid()}
-        pids.update({child.name: child.process.pid or 0 for child in self._children if child.process is not None})
+        pids.update({child.name: child.pid for child in self._children if child.pid})
         run = Run(self._config.host, self.port, self.admin_port, self._started, self._shared.segment.name, pids)
         self._directory.write_run(run)
 
@@ -221,7 +140,7 @@ class Supervisor:
         """Start, watch and stop the children; return the exit code."""
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        for number in _SIGNALS:
+        for number in SUPERVISED_SIGNALS:
             signal.signal(number, self._note_signal)
         setproctitle("millrace: supervisor")
         self._selector.register(wake_read, selectors.EVENT_READ, wake_read)
@@ -250,7 +169,7 @@ class Supervisor:
 
     def _timeout_s(self) -> float | None:
         at = min([self._deadline, *(child.restart_at for child in self._children)])
-        return None if at == float("inf") else max(0.0, at - time.monotonic())
+        return None if at == NEVER else max(0.0, at - time.monotonic())
 
     def _act_on_time(self) -> None:
         now = time.monotonic()
@@ -274,9 +193,9 @@ class Supervisor:
     def _note_ready(self) -> None:
         for block in os.read(self._ready_fd, 512):
             for child in self._children:
-                if child.block == block and child.process is not None:
+                if child.block == block and child.pid:
                     child.is_ready = True
-                    log.info("ready role=%s pid=%d", child.name, child.process.pid)
+                    log.info("ready role=%s pid=%d", child.name, child.pid)
         if self._start_phases and not self._is_stopping and all(child.is_ready for child in self._start_phases[0]):
             self._start_phases.pop(0)
             self._start_next_phase()
@@ -284,15 +203,10 @@ class Supervisor:
 
     def _reap(self, child: Child) -> None:
         """A child has gone: as told, or it has to be replaced."""
-        process = child.process
-        if process is None:
+        if child.process is None:
             return
-        self._selector.unregister(process.sentinel)
-        process.join()
-        code = process.exitcode
-        process.close()
-        child.process, child.is_ready = None, False
-        counters_block(self._shared.segment, child.block)[counters.PID] = 0
+        self._selector.unregister(child.process.sentinel)
+        code = child.take_exit_code(self._shared.segment)
         if child is self._manager:
             self._words[layout.MANAGER_EPOCH] += 1  # from now on no manager is ready
         if child.is_told_to_leave:
@@ -308,17 +222,11 @@ class Supervisor:
         if code == EXIT_START and not self._is_serving:  # it has said why; another try would say the same
             self._exit_code = EXIT_START
             return
-        self._restart_later(child)
+        child.plan_restart()
+        self._write_run()
         if not self._is_serving and child.failures >= START_TRIES:
             log.error("giving up: %s died %d times before the server was ready", child.name, child.failures)
             self._exit_code = EXIT_CRASH
-
-    def _restart_later(self, child: Child) -> None:
-        now = time.monotonic()
-        child.failures = 0 if now - child.started_at >= HEALTHY_S else child.failures + 1
-        delay = 0.0 if child.failures <= 1 else min(BACKOFF_FIRST_S * 2 ** (child.failures - 2), BACKOFF_MAX_S)
-        child.restart_at = now + delay
-        self._write_run()
 
     # ---- signals -------------------------------------------------------------------------------
 
@@ -363,18 +271,16 @@ class Supervisor:
         self._words[layout.WORKERS] = len(self._workers)
         if child in self._rolling:
             self._rolling.remove(child)
-        child.is_wanted = False
-        child.restart_at = float("inf")
-        if child.process is not None:
+        if child.pid:
             self._leaving.append(child)
-            self._tell(child)
+        child.dismiss()
 
     def _roll_next(self) -> None:
         """Replace the next worker of a rolling restart, once all the others serve."""
         if self._rolling and not self._is_stopping and all(child.is_ready for child in self._workers):
             child = self._rolling.pop(0)
             child.failures = 0
-            self._tell(child)
+            child.tell_to_leave()
 
     # ---- stopping ------------------------------------------------------------------------------
 
@@ -391,15 +297,8 @@ class Supervisor:
     def _begin_stop_stage(self, limit_s: float) -> None:
         self._deadline = time.monotonic() + limit_s
         for child in self._stop_stage[0]:
-            child.restart_at = float("inf")
-            child.is_wanted = False
-            self._tell(child)
+            child.dismiss()
         self._next_stop_stage()
-
-    def _tell(self, child: Child) -> None:
-        child.is_told_to_leave = True
-        if child.process is not None and child.process.pid is not None:
-            os.kill(child.process.pid, child.stop_signal)
 
     def _next_stop_stage(self) -> None:
         """Go on once all children of this stage have gone."""
@@ -413,7 +312,7 @@ class Supervisor:
 
     def _miss_deadline(self) -> None:
         """Kill what did not leave in time and go on; nothing is lost, the journal has it."""
-        self._deadline = float("inf")
+        self._deadline = NEVER
         for child in self._stop_stage[0]:
             if child.process is not None:
                 log.warning("killed after its time to leave role=%s", child.name)
@@ -440,25 +339,13 @@ class Supervisor:
 
     def _kill_all(self) -> None:
         for child in self._children:
-            process, child.process = child.process, None
-            if process is not None:
-                process.kill()
-                process.join()
-                process.close()
+            child.kill()
 
     def _close(self) -> None:
-        shared = self._shared
         self._words.release()
         self._counters.release()
         self._selector.close()
-        for listener in (*shared.listeners, shared.admin_listener):
-            listener.close()
-        for pair in (*shared.command_pairs, shared.persist_pair, *shared.writer_pairs.values()):
-            for end in pair:
-                end.close()
-        os.close(shared.supervisor_pidfd)
-        gc.collect()  # views of the segment in dropped objects
-        shared.segment.close()
+        self._shared.close()
 
 
 def _raise_descriptor_limit() -> None:

@@ -21,9 +21,11 @@ from functools import partial
 
 import uvloop
 
+from persist.dead_letters import DeadLetters
 from server.command_queue import CommandQueue
 from server.config import Config
 from server.http.admin import Admin
+from server.http.dead_letters import Replayer
 from server.http.endpoint import NEVER, Endpoint
 from server.http.exchange import Counts
 from server.http.passwords import PasswordPool
@@ -66,7 +68,8 @@ class Worker:
         replies = Replies(self._clock, config.classic)
         table = TableReader(shared.segment)
         shop = Shop(config, loop, replies, self._counts, table, self._queue, self._passwords)
-        admin = Admin(shared.segment, len(shared.command_pairs), replies, self._queue)
+        self._replayer = Replayer(loop, replies, self._queue, DeadLetters(config.data_dir))
+        admin = Admin(shared.segment, len(shared.command_pairs), replies, self._queue, self._replayer)
         common = (loop, config, self._clock, replies, self._counts)
         self._public = Endpoint(*common, shop, fast_getters(table), connections_max())
         self._admin = Endpoint(*common, admin, {}, ADMIN_CONNECTIONS_MAX)
@@ -88,6 +91,7 @@ class Worker:
         """Give back what would outlive the loop."""
         self._publish()
         self._passwords.close()
+        self._replayer.close()
         self._queue.close()
 
     async def _listen(self, endpoint: Endpoint, listener: socket.socket) -> asyncio.AbstractServer:

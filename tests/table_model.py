@@ -120,7 +120,7 @@ def chained_slots(writer: TableWriter) -> dict[int, int]:
             slot = words[bucket]
             while slot:
                 assert slot not in found, "a slot in two chains, or a ring"
-                assert chains.bucket(chains.hash(words[slot + KEY])) == bucket
+                assert chains.bucket(words[slot + KEY]) == bucket
                 found[slot] = kind
                 slot = words[slot + NEXT] & NEXT_MASK
     return found

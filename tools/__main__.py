@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "the original experiment on the four earlier shapes of the system and on the server, in turn",
     "lineage": "run one of the four earlier shapes: original, v1, v2, v3",
     "load": "send the original work (users, products, orders) to a running server and read everything back",
+    "report": "CPU, memory, context switches and disk of a running server, process by process, over time",
     "verify": "compare every record in memory with the SQLite files",
 }
 EXIT_USAGE = 2

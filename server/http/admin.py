@@ -1,4 +1,4 @@
-"""The admin port: health, readiness, figures, the dashboard, and a flush on demand.
+"""The admin port: health, readiness, figures, the dashboard; a flush and a replay of dead letters on demand.
 
 All figures come from the shared segment: header words, and the counters that each process keeps in its own block. So
 any worker answers for the whole server, and a dead process leaves its last figures behind.
@@ -13,6 +13,7 @@ from typing import Any
 from server.commands import DATABASE_NAMES, PERSISTED_KINDS, Flush, Kind, Outcome, Reply, encode_json
 from server.config import Durability
 from server.errors import QueueFull
+from server.http.dead_letters import Replayer
 from server.http.exchange import Exchange, Later, Request
 from server.http.metrics import CONTENT_TYPE, exposition
 from server.http.replies import JSON, Replies
@@ -66,12 +67,23 @@ def readiness(segment: Segment) -> str:
     return ""
 
 
+def alarm(dead_letters: dict[str, int]) -> str:
+    """Return what a person has to look at, or an empty text."""
+    found = ", ".join(f"{name} {count}" for name, count in dead_letters.items() if count)
+    return f"dead letters: {found}" if found else ""
+
+
 def statistics(segment: Segment, worker_slots: int, now: float) -> dict[str, Any]:
     """Return the figures of the whole server."""
     words = segment.words
+    dead_letters = {
+        DATABASE_NAMES[kind]: counters_block(segment, counters.WRITER + kind)[counters.DEAD_LETTERS]
+        for kind in PERSISTED_KINDS
+    }
     started_ms = counters_block(segment, counters.SUPERVISOR)[counters.STARTED_MS]
     return {
         "ready": not readiness(segment),
+        "alarm": alarm(dead_letters),
         "uptime_s": round(max(0.0, now - started_ms / 1000), 1) if started_ms else 0.0,
         "classic": bool(words[layout.CONTRACT]),
         "records": {DATABASE_NAMES[kind]: words[layout.RECORDS + kind] for kind in PERSISTED_KINDS}
@@ -85,6 +97,7 @@ def statistics(segment: Segment, worker_slots: int, now: float) -> dict[str, Any
         "checkpoints": {DATABASE_NAMES[kind]: words[layout.CHECKPOINT + kind] for kind in PERSISTED_KINDS},
         "dirty_records": words[layout.DIRTY_RECORDS],
         "flush_lag_ms": words[layout.FLUSH_LAG_MS],
+        "dead_letters": dead_letters,
         "journal_bytes": words[layout.JOURNAL_BYTES],
         "manager_epoch": words[layout.MANAGER_EPOCH],
         "processes": _processes(segment, worker_slots),
@@ -114,11 +127,14 @@ def _figures(segment: Segment, number: int, names: dict[str, int]) -> dict[str, 
 class Admin:
     """The service of the admin port."""
 
-    def __init__(self, segment: Segment, worker_slots: int, replies: Replies, queue: Queue) -> None:
+    def __init__(
+        self, segment: Segment, worker_slots: int, replies: Replies, queue: Queue, replayer: Replayer
+    ) -> None:
         self._segment = segment
         self._worker_slots = worker_slots
         self._replies = replies
         self._queue = queue
+        self._replayer = replayer
         self._dashboard = files("server.http").joinpath("dashboard.html").read_bytes()
         self._pages = {
             "": self._page,
@@ -130,19 +146,21 @@ class Admin:
     def handle(self, request: Request, exchange: Exchange) -> bytes | Later:
         """Find what a request asks for."""
         try:
-            _, name = path_segments(request.target)
-        except (TargetInvalid, ValueError):
-            return self._replies.error(404, "there is nothing at this path")
-        if name == "healthz":
-            return healthz(request, self._replies)
-        if name == "flush":
-            return self._flush(request, exchange)
-        page = self._pages.get(name)
-        if page is None:
-            return self._replies.error(404, "there is nothing at this path")
-        if request.method not in READ_METHODS:
-            return not_allowed(self._replies, b"GET, HEAD")
-        return page()
+            segments = path_segments(request.target)
+        except TargetInvalid:
+            segments = []
+        match segments:
+            case ["", "healthz"]:
+                return healthz(request, self._replies)
+            case ["", "flush"]:
+                return self._flush(request, exchange)
+            case ["", "dead-letters", "replay"]:
+                return self._replay(request, exchange)
+            case ["", name] if name in self._pages:
+                if request.method not in READ_METHODS:
+                    return not_allowed(self._replies, b"GET, HEAD")
+                return self._pages[name]()
+        return self._replies.error(404, "there is nothing at this path")
 
     def _page(self) -> bytes:
         return self._replies.answer(200, HTML, self._dashboard, PAGE_FIELDS)
@@ -157,6 +175,11 @@ class Admin:
     def _metrics(self) -> bytes:
         figures = statistics(self._segment, self._worker_slots, time.time())
         return self._replies.answer(200, CONTENT_TYPE, exposition(figures))
+
+    def _replay(self, request: Request, exchange: Exchange) -> bytes | Later:
+        if request.method != b"POST":
+            return not_allowed(self._replies, b"POST")
+        return self._replayer.start(exchange)
 
     def _flush(self, request: Request, exchange: Exchange) -> bytes | Later:
         """Have everything acknowledged so far written to SQLite; with `?wait=1` answer when it is."""

@@ -9,7 +9,8 @@ CONTENT_TYPE = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 Samples = Iterator[tuple[str, int | float]]  # labels in braces or nothing, value
 
-_NOT_COUNTED = ("pid", "connections")  # of a process: everything else only grows
+# of a process: everything else only grows
+_NOT_COUNTED = ("pid", "connections", "dead_letters")
 
 
 def exposition(figures: dict[str, Any]) -> bytes:
@@ -36,6 +37,11 @@ def exposition(figures: dict[str, Any]) -> bytes:
         iter([("", figures["flush_lag_ms"] / 1000)]),
     )
     gauge("millrace_journal_bytes", "size of all journal segments", iter([("", figures["journal_bytes"])]))
+    gauge(
+        "millrace_dead_letters",
+        "records that a database does not take",
+        _labelled("database", figures["dead_letters"]),
+    )
     gauge("millrace_open_connections", "open client connections", _of_processes(processes, "connections"))
     for name in dict.fromkeys(name for process in processes.values() for name in process if name not in _NOT_COUNTED):
         family = "millrace_" + name.removesuffix("_total")

@@ -15,7 +15,7 @@ from server.commands import Kind
 from server.errors import MemoryFull
 from server.shm.layout import BUCKETS, BUCKETS_MIN, KEY, NEXT, NEXT_MASK, SLOT_USED, STRUCTURE, WORD_BYTES
 from server.shm.segment import Region, Segment
-from server.shm.table import address_mask, hash_of
+from server.shm.table import address_mask
 
 SPLIT_RETRY_SLOTS = 1024  # without memory for more buckets, ask again after so many inserts
 
@@ -38,28 +38,24 @@ class Chains:
         self.region = Region(segment, segment.regions.buckets[kind], size_max, self._buckets * WORD_BYTES)
         self._room = self.region.reserved_bytes // WORD_BYTES  # buckets
 
-    def hash(self, key: int) -> int:
-        """Return the hash of what stands in KEY."""
-        return key if self._is_hashed else hash_of(key, self._seed)
-
-    def bucket(self, hashed: int) -> int:
-        """Return the word of the bucket that a hash belongs to."""
-        bucket = hashed & self._mask
+    def bucket(self, key: int) -> int:
+        """Return the word of the bucket where a key belongs."""
+        bucket = (key if self._is_hashed else hash(key * (key + self._seed))) & self._mask
         if bucket >= self._buckets:
             bucket &= self._mask >> 1
         return self._base + bucket
 
-    def find(self, key: int, hashed: int) -> int:
+    def find(self, key: int) -> int:
         """Return the slot that holds the key, tombstones included, or 0."""
         words = self._words
-        slot = words[self.bucket(hashed)]
+        slot = words[self.bucket(key)]
         while slot and words[slot + KEY] != key:
             slot = words[slot + NEXT] & NEXT_MASK
         return slot
 
     def holds(self, slot: int) -> bool:
         """Whether a slot is in the chain where its key belongs."""
-        return slot in self._chain(self.bucket(self.hash(self._words[slot + KEY])))
+        return slot in self._chain(self.bucket(self._words[slot + KEY]))
 
     def presize(self, records: int) -> None:
         """Make buckets for so many records at once, if there are no slots yet and there is memory."""
@@ -83,7 +79,7 @@ class Chains:
     def unlink(self, slot: int) -> None:
         """Take a slot out of its chain."""
         words = self._words
-        before = self.bucket(self.hash(words[slot + KEY]))
+        before = self.bucket(words[slot + KEY])
         while (following := words[before] & NEXT_MASK) != slot:
             before = following + NEXT
         words[self._structure_word] += 1  # [chain-order]
@@ -118,7 +114,7 @@ class Chains:
         before = self._base + (newest & mask >> 1)
         while first := words[before] & NEXT_MASK:
             key = words[first + KEY]
-            if (key if self._is_hashed else hash(key * (key + seed))) & mask == newest:
+            if (key if self._is_hashed else hash(key * (key + seed))) & mask == newest:  # as `hash_of`
                 break
             before = first + NEXT
         words[self._base + newest] = first

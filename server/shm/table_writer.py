@@ -13,8 +13,8 @@ Slots and buckets once reserved stay: memory that small records needed for them 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any
 from zlib import crc32
 
 from server.commands import Kind
@@ -51,26 +51,17 @@ from server.shm.layout import (
     VERSION_STEP,
 )
 from server.shm.segment import Region, Segment
-from server.shm.table import TableReader, hash_of, record_of
+from server.shm.table import TableReader, record_of
 
-COMPACT_SHARE = 64  # compaction scans all slots: worth it for 1/64 of the arena, not before as much was freed
-
-
-class Change(Protocol):
-    """An after-image: kind, id, seq, body (None: deleted), private part. `server.journal.format.Change` is one."""
-
-    def __iter__(self) -> Iterator[Any]: ...
+COMPACT_SHARE = 64  # compaction scans all slots: not again before 1/64 of the arena was freed
 
 
-class Bought(Protocol):
-    """Units bought in a batch: user id, product id, quantity, seq. `server.batch.Bought` is one."""
+Change = Iterable[Any]  # an after-image: kind, id, seq, body (None: deleted), private part
+Bought = Iterable[Any]  # units bought in a batch: user id, product id, quantity, seq
 
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-# A change with its room: slot | is it a new one | kind | key | hash | seq | ref of a fresh block, 0: a deletion |
-# checksum | the user of a purchase, else None. A plain tuple: a named one costs a tenth of a put.
-Prepared = tuple[int, bool, int, int, int, int, int, int, int | None]
+# A change with its room: slot | is it a new one | kind | key | seq | ref of a fresh block, 0: a deletion | checksum |
+# the user of a purchase, else None. A plain tuple: a named one costs a tenth of a put.
+Prepared = tuple[int, bool, int, int, int, int, int, int | None]
 
 
 class TableWriter(TableReader):
@@ -125,7 +116,7 @@ class TableWriter(TableReader):
 
     def discard(self, batch: Iterable[Prepared]) -> None:
         """Give back the room of a batch that is not published."""
-        for slot, is_new, _, _, _, _, ref, _, _ in batch:
+        for slot, is_new, _, _, _, ref, _, _ in batch:
             if ref:
                 self._arena.free(_offset_of(ref))
             if is_new:
@@ -156,12 +147,12 @@ class TableWriter(TableReader):
 
     def touch(self, kind: int, id: int) -> None:
         """Mark a record for the persister though it did not change here (redo)."""
-        if slot := self._find(kind, id):
+        if slot := self._chains[kind].find(id):
             self.touched.append(slot)
 
     def seq_of(self, kind: int, id: int) -> int:
         """Return the seq of a record or tombstone, or -1 when there is neither."""
-        slot = self._find(kind, id)
+        slot = self._chains[kind].find(id)
         return self._words[slot + SEQ] if slot else -1
 
     def unlock_all(self) -> int:
@@ -188,46 +179,36 @@ class TableWriter(TableReader):
     # ---- one slot ------------------------------------------------------------------------------
 
     def _prepare_record(self, kind: int, id: int, seq: int, body: bytes | None, private: bytes) -> Prepared:
-        hashed = hash_of(id, self._seed)
-        slot = self._chains[kind].find(id, hashed)
-        return self._prepare(slot, kind, id, hashed, seq, body, private, None)
+        return self._prepare(self._chains[kind].find(id), kind, id, seq, body, private, None)
 
     def _prepare_purchase(self, user_id: int, product_id: int, quantity: int, seq: int) -> Prepared:
         key = self._purchase_key(user_id, product_id)
         slot, units, _ = self._find_purchase(user_id, product_id, key)
         body = b'"%d":%d' % (product_id, units + quantity)
         private = user_id.to_bytes(8, "little") + seq.to_bytes(8, "little")
-        return self._prepare(slot, Kind.PURCHASE, key, key, seq, body, private, user_id)
+        return self._prepare(slot, Kind.PURCHASE, key, seq, body, private, user_id)
 
     def _prepare(
-        self,
-        slot: int,
-        kind: int,
-        key: int,
-        hashed: int,
-        seq: int,
-        body: bytes | None,
-        private: bytes,
-        owner_id: int | None,
+        self, slot: int, kind: int, key: int, seq: int, body: bytes | None, private: bytes, owner_id: int | None
     ) -> Prepared:
         ref, crc = (0, 0) if body is None else self._store(slot, body, private)
         if slot:
-            return slot, False, kind, key, hashed, seq, ref, crc, owner_id
+            return slot, False, kind, key, seq, ref, crc, owner_id
         try:
             slot = self._new_slot()
         except MemoryFull:
             if ref:
                 self._arena.free(_offset_of(ref))
             raise
-        return slot, True, kind, key, hashed, seq, ref, crc, owner_id
+        return slot, True, kind, key, seq, ref, crc, owner_id
 
     def _insert(self, prepared: Prepared, user: int) -> None:
         """Fill a fresh slot and hang it into its chain with one store; it is locked until it hangs there."""
         words = self._words
-        slot, _, kind, key, hashed, seq, ref, crc, _ = prepared
+        slot, _, kind, key, seq, ref, crc, _ = prepared
         link = words[user + CHECK] >> LINK_SHIFT if user else 0
         chains = self._chains[kind]
-        bucket = chains.bucket(hashed)
+        bucket = chains.bucket(key)
         lock = (words[slot] & ~TAG_MASK) + VERSION_STEP | kind << KIND_SHIFT
         words[slot + LOCK] = lock | LOCKED  # [slot-order]
         words[slot + KEY] = key
@@ -246,7 +227,7 @@ class TableWriter(TableReader):
     def _replace(self, prepared: Prepared) -> None:
         """Switch a slot to new bytes, or to none: then it is a tombstone."""
         words = self._words
-        slot, _, kind, _, _, seq, ref, crc, _ = prepared
+        slot, _, kind, _, seq, ref, crc, _ = prepared
         lock, old = words[slot + LOCK], words[slot + REF]
         words[slot + LOCK] = lock | LOCKED  # [slot-order]
         words[slot + REF] = ref
@@ -328,10 +309,9 @@ class TableWriter(TableReader):
 
     def _user_slot(self, user_id: int) -> int:
         """Return the slot that the list hangs on; a deleted user of old orders gets a tombstone (first load)."""
-        hashed = hash_of(user_id, self._seed)
-        slot = self._chains[Kind.USER].find(user_id, hashed)
+        slot = self._chains[Kind.USER].find(user_id)
         if not slot:
-            tombstone = self._prepare(0, Kind.USER, user_id, hashed, 0, None, b"", None)
+            tombstone = self._prepare(0, Kind.USER, user_id, 0, None, b"", None)
             self._insert(tombstone, 0)
             slot = tombstone[0]
         return slot
@@ -349,12 +329,11 @@ class TableWriter(TableReader):
     def _compact(self) -> bool:
         """Empty sparse pages by moving their records together; True when it was worth a try."""
         arena = self._arena
-        share = arena.pages // COMPACT_SHARE
         if arena.freed_bytes < self._compact_after:
             return False
-        self._compact_after = arena.freed_bytes + share * ARENA_PAGE_BYTES
+        self._compact_after = arena.freed_bytes + arena.pages * ARENA_PAGE_BYTES // COMPACT_SHARE
         sparse = arena.sparse_pages()
-        if not sparse or len(sparse) < share:
+        if not sparse:
             return False
         arena.withhold(sparse)
         for slot, ref in self.scan(REF):

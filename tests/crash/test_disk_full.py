@@ -24,6 +24,7 @@ DISK_BYTES = 24 << 20
 BACK_S = 1.0  # after space is back
 MARGIN_S = 1.5  # for a machine that does other things as well
 OUTAGE_S = 20.0
+FULL = (503, 507)
 NEVER_TAKEN = 999_999_999  # id of a user whose creation is refused each time
 
 
@@ -34,10 +35,10 @@ def fill_and_free(server: ServerProcess, load: Load, directory: Path) -> None:
     try:
         with server.client() as client:
             no_change = {"command": "update", "id": 1}
-            server.wait_until(lambda: client.post("/user", no_change).status == 507, OUTAGE_S, "writes are refused")
+            server.wait_until(lambda: client.post("/user", no_change).status in FULL, OUTAGE_S, "writes are refused")
             wait_for_reads(server, load, 50)
             answer = client.post("/user", {"command": "create", "id": NEVER_TAKEN, "username": "u", "email": "e"})
-            assert answer.status == 507, answer
+            assert answer.status in FULL, answer
             assert client.get("/user/1").status == 200
     finally:
         filler.unlink()
@@ -47,15 +48,14 @@ def fill_and_free(server: ServerProcess, load: Load, directory: Path) -> None:
 
 
 def run_full_disk(tmp_path: Path, times: int) -> None:
-    with tmpfs(tmp_path / "disk", DISK_BYTES) as disk:
-        with server_on(disk, *PERIOD_MS, *JOURNAL) as server:
-            with loaded(server) as load:
-                for _ in range(times):
-                    fill_and_free(server, load, disk)
-                wait_for_writes(server, load, 30)
-            assert deaths(server) == []
-            assert_nothing_lost(server, load)
-            assert server.request("GET", f"/user/{NEVER_TAKEN}").status == 404
+    with tmpfs(tmp_path / "disk", DISK_BYTES) as disk, server_on(disk, *PERIOD_MS, *JOURNAL) as server:
+        with loaded(server) as load:
+            for _ in range(times):
+                fill_and_free(server, load, disk)
+            wait_for_writes(server, load, 30)
+        assert deaths(server) == []
+        assert_nothing_lost(server, load)
+        assert server.request("GET", f"/user/{NEVER_TAKEN}").status == 404
 
 
 def test_full_disk_refuses_truthfully_and_writes_come_back(tmp_path: Path) -> None:

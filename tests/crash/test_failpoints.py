@@ -63,13 +63,15 @@ def test_nothing_acknowledged_is_lost_by_deaths_at_failpoints(tmp_path: Path, pl
         assert_nothing_lost(server, load)
 
 
+SUCCESSORS = [
+    "manager.half_answered=die@30;manager.before_append=die@32;journal.after_write=die@33",
+    "manager.before_append=die@30;manager.after_publish=die@40;manager.before_append=die@50-51",
+    "manager.after_publish=die@35-37",
+]
+
+
 @pytest.mark.parametrize(
-    "plan",
-    [
-        "manager.before_append=die@30;manager.after_publish=die@40;manager.before_append=die@50-51",
-        "manager.half_answered=die@30;manager.before_append=die@32;journal.after_write=die@33",
-        "manager.after_publish=die@35-37",
-    ],
+    "plan", [SUCCESSORS[0], *(pytest.param(plan, marks=pytest.mark.slow) for plan in SUCCESSORS[1:])]
 )
 def test_nothing_is_applied_twice_when_the_successor_dies_before_all_workers_sent_again(
     tmp_path: Path, plan: str
@@ -82,16 +84,15 @@ def test_nothing_is_applied_twice_when_the_successor_dies_before_all_workers_sen
         assert_nothing_lost(server, load)
 
 
-ERRORS = [
-    "journal.before_write=errno:ENOSPC@25-29;journal.before_sync=errno:EIO@40;journal.after_write=errno:ENOSPC@60-62",
-    "writer.in_transaction=errno:ENOSPC@2-9;writer.before_begin=errno:EIO@12;writer.after_commit=errno:EIO@3",
-    "journal.before_sync=sleep:300@30;manager.in_publish=sleep:200@40;writer.in_transaction=sleep:300@2-4",
-]
+ERRORS = (
+    "journal.before_write=errno:ENOSPC@25-29;journal.before_sync=errno:EIO@40;journal.after_write=errno:ENOSPC@60-62"
+    ";writer.in_transaction=errno:ENOSPC@2-9;writer.before_begin=errno:EIO@12;writer.after_commit=errno:EIO@3"
+    ";journal.after_sync=sleep:200@50;manager.in_publish=sleep:100@70;persister.in_diff=sleep:100@5"
+)
 
 
-@pytest.mark.parametrize("plan", ERRORS, ids=["journal", "writers", "slow"])
-def test_errors_of_the_disk_are_answered_truthfully_and_nobody_dies(tmp_path: Path, plan: str) -> None:
-    with ServerProcess(tmp_path / "data", *PERIOD_MS, MILLRACE_FAILPOINTS=plan) as server:
+def test_errors_of_the_disk_are_answered_truthfully_and_nobody_dies(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", *PERIOD_MS, MILLRACE_FAILPOINTS=ERRORS) as server:
         with loaded(server, ("journal", "journal", "memory")) as load:
             wait_for_writes(server, load, 200)
         assert deaths(server) == []
@@ -117,6 +118,11 @@ def test_supervisor_that_dies_before_it_restarts_a_child_takes_all_others_along(
 # ---- the long sweep --------------------------------------------------------------------------------------------
 
 
+PASSED_UNDER_LOAD = sorted(
+    name for name in NAMES - NOT_BY_DEATH if not name.startswith(("load", "takeover")) and name != "manager.before_ready"
+)
+
+
 def run_until(data_dir: Path, plan: str) -> bool:
     """Run a few writes against a plan of deaths, check everything; return whether anybody died."""
     with ServerProcess(data_dir, *PERIOD_MS, MILLRACE_FAILPOINTS=plan) as server:
@@ -127,7 +133,7 @@ def run_until(data_dir: Path, plan: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(NAMES - NOT_BY_DEATH - {n for n in NAMES if n.startswith(("load", "takeover"))}))
+@pytest.mark.parametrize("name", PASSED_UNDER_LOAD)
 def test_sweep_dies_at_every_passage_until_the_run_survives(tmp_path: Path, name: str) -> None:
     for passage in range(1, SWEEP_PASSAGES_MAX):
         if not run_until(tmp_path / f"{passage}", f"{name}=die@{passage}"):
@@ -136,7 +142,7 @@ def test_sweep_dies_at_every_passage_until_the_run_survives(tmp_path: Path, name
 
 
 FIRST = ("journal.after_write", "journal.after_sync", "manager.in_publish", "manager.after_publish")
-SECOND = sorted(name for name in NAMES if name.startswith("takeover")) + ["manager.before_ready", "manager.before_append"]
+SECOND = ["manager.before_ready", "manager.before_append", *sorted(n for n in NAMES if n.startswith("takeover"))]
 
 
 @pytest.mark.slow

@@ -28,13 +28,12 @@ def run_crash(report: Path, *arguments: str) -> dict[str, Any]:
     return figures
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_nothing_acknowledged_is_lost_in_random_kills(tmp_path: Path, role: str) -> None:
-    figures = run_crash(tmp_path / "report.json", "--rounds", "3", "--role", role)
-    assert figures["kills"][role] >= 3
-    assert figures["writes"]["applied"] > 50
-    assert figures["reads"] > 50
-    assert figures["serve_again_s"][role]["p50"] < SERVE_AGAIN_S
+def test_nothing_acknowledged_is_lost_in_random_kills(tmp_path: Path) -> None:
+    figures = run_crash(tmp_path / "report.json", "--rounds", "12")
+    assert all(figures["kills"][role] >= 2 for role in ROLES)
+    assert figures["writes"]["applied"] > 200
+    assert figures["reads"] > 200
+    assert all(times["p50"] < SERVE_AGAIN_S for times in figures["serve_again_s"].values())
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
         "server.message_socket", "server.messages", "server.stop_signal",
     },
     {"server.shm", "server.journal"},
-    {"server.data_directory", "server.rules", "server.shared"},
+    {"server.child", "server.data_directory", "server.rules", "server.shared"},
     {"server.batch", "server.command_queue"},
     {"server.idempotency"},
     {"server.http", "persist"},
@@ -32,7 +32,7 @@ FLOORS: list[set[str]] = [
 ]  # fmt: skip
 PROCESSES = {"server.worker", "server.manager", "persist.persister", "persist.writer"}
 # `except Exception` stands at the boundaries of a process, a request and a writer's batch
-BOUNDARIES = {"server.supervisor", "server.http.protocol", "server.http.exchange", "persist.store"}
+BOUNDARIES = {"server.child", "server.http.protocol", "server.http.exchange", "persist.store"}
 PRINTING = {"run", "server.supervisor"}  # and all of tools
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from tools.bench.processes import MeasurementFailed, cpu_s
 from tools.bench.records import FIRST_ID, PRODUCTS, USERS, order_body, user_body
 from tools.bench.rows import EXPERIMENTS, TARGETS, select
 from tools.bench.scale import REDIS_PIPELINE, batched_ids
+from tools.bench.servers import mapped_pss_bytes
 from tools.bench.table import as_text, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,6 +287,15 @@ def test_cpu_time_of_a_process_grows_and_a_dead_one_has_none() -> None:
     assert cpu_s(os.getpid()) > before > 0
     with pytest.raises(MeasurementFailed, match="gone"):
         cpu_s(2**22 + 1)  # above the largest pid there is
+
+
+def test_memory_mapped_from_a_file_is_told_from_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "mapped-file"
+    path.write_bytes(bytes(8 * mmap.PAGESIZE))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] = mapped[mmap.PAGESIZE] = 1
+        assert 2 * mmap.PAGESIZE <= mapped_pss_bytes(os.getpid(), path.name) <= 8 * mmap.PAGESIZE
+    assert mapped_pss_bytes(os.getpid(), path.name) == 0
 
 
 def test_client_and_server_have_different_cores_where_there_are_two() -> None:

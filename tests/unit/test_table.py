@@ -519,6 +519,21 @@ def test_failed_inserts_leak_neither_slots_nor_blocks(segment: Segment) -> None:
     writer.put(Kind.USER, 2, end + 1, b"x" * 300)
 
 
+def test_record_without_a_slot_gives_its_block_back(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, model = TableWriter(segment), Model()
+    writer.put(Kind.USER, 1, 1, b"u")
+    model.put(Kind.USER, 1, 1, b"u")
+
+    def refuse(_used_bytes: int) -> None:
+        raise MemoryFull
+
+    monkeypatch.setattr(writer._slot_region, "ensure", refuse)
+    for _ in range(3):
+        with pytest.raises(MemoryFull):
+            writer.put(Kind.USER, 2, 2, b"x" * 1000)
+    check_table(writer, model)
+
+
 def test_space_of_small_records_serves_large_ones(segment: Segment) -> None:
     writer = TableWriter(segment)
     end = fill(writer, Kind.USER, 1, b"x" * 200)

@@ -11,6 +11,7 @@ from statistics import median
 from server.shm import layout
 from tools.bench.findings import Figures, Findings, Point, percentile
 from tools.bench.latency import figures_of, stream
+from tools.bench.processes import MeasurementFailed
 from tools.bench.records import USERS, fill_data_directory
 from tools.bench.servers import Millrace
 from tools.bench.session import Session
@@ -19,6 +20,7 @@ from tools.bench.writes import LEVEL
 WRITES_PER_S = 10_000
 SECONDS, SECONDS_QUICK = 60.0, 5.0
 SAMPLE_PERIOD_S = 0.02
+BEHIND_MAX_S = 1.0  # a server that is further behind at the end did not sustain the rate
 LAG_MIN_S = 0.05  # below, two lags are the same: a ratio of two nothings is no growth
 
 
@@ -52,6 +54,9 @@ def _measure(session: Session, findings: Findings, millrace: Millrace, seconds: 
     third = len(lags) // 3
     findings.curves["flush lag"] = points
     findings.curves["order latency"] = order["over_time"]
+    if found["behind_s"] > BEHIND_MAX_S:
+        behind = f"the last answer came {found['behind_s']:.1f} s late"
+        raise MeasurementFailed(f"the server did not keep up with {WRITES_PER_S:,} orders/s: {behind}")
     return {
         "rate": order["answered"] / seconds,
         "lag_p50_s": percentile(sorted(lags), 50),

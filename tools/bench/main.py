@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> int:
         "rounds": str(rounds),
     }
     cores = machine.choose_cores()
+    os.sched_setaffinity(0, cores.client)  # what this process does meanwhile is the client's, too
     missing = machine.missing_programs()
     with tempfile.TemporaryDirectory(prefix="millrace-bench-", dir=options.work_dir) as directory:
         facts = machine.describe_machine(Path(directory)) | {"cores": cores.describe()}

@@ -11,8 +11,9 @@ A stream is {"kind": "read" | "order" | "update" | "create", "rate": R, "connect
 an order has "first_product" and "products" too. Answers must be 200, and a read must answer the user it asked for.
 
 Prints one JSON object: per stream the counts, percentiles of latency, and the latency over time in steps of
-`WINDOW_S`. `late_ms` is how late this process itself was with requests that had a free connection: its own share in
-the latency. When that is not far below the latencies, the client is too slow and they say nothing about the server.
+`WINDOW_S`; `behind_s` is how long after the last request was due the last answer came. `late_ms` is how late this
+process itself was with requests that had a free connection: its own share in the latency. When that is not far below
+the latencies, the client is too slow and they say nothing about the server.
 """
 
 from __future__ import annotations
@@ -204,7 +205,8 @@ def run(port: int, seconds: float, plans: dict[str, dict[str, Any]]) -> dict[str
     for stream in streams.values():
         stream.due_s = start
     _loop(list(streams.values()), epoll, callbacks, start + seconds + WARM_UP_S + DRAIN_S)
-    return {"streams": {name: stream.report(start) for name, stream in streams.items()}}
+    behind_s = time.perf_counter() - (start + seconds + WARM_UP_S)
+    return {"behind_s": behind_s, "streams": {name: stream.report(start) for name, stream in streams.items()}}
 
 
 def _loop(

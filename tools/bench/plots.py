@@ -103,11 +103,10 @@ def _colour(side: str, number: int) -> str:
 
 
 def _use_log_scale(axes: Any) -> None:
-    """Set a logarithmic scale with numbers as people write them, also where it spans less than a decade."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
+    """Set a logarithmic scale with 1, 2, 5, 10, ... as people write them: the span may be less than a decade."""
+    axes.set_yscale("log", subs=[])
+    axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
 
 
 def _targets(figure: Any, rows: Sequence[Row]) -> bool:
@@ -123,8 +122,9 @@ def _targets(figure: Any, rows: Sequence[Row]) -> bool:
         axes.barh(place, middle, color=VERDICT_COLOURS[row.verdict], height=0.6)
         axes.plot([low, high], [place, place], color="#333", linewidth=1)
         label = f"  {values[0]:.3g} {row.target.unit} (target {row.target.limit:g})"
-        axes.text(max(low, high), place, label, va="center", fontsize=8)
-    axes.axvline(1.0, color="#333", linewidth=1)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.text(max(low, high) + 0.02, place, label.strip(), va="center", fontsize=8, bbox=box)
+    axes.axvline(1.0, color="#333", linewidth=1, zorder=0.5)
     axes.set_yticks(range(len(shown)), [row.target.name for row in shown])
     axes.set_xlabel("share of the target, 1 or less is reached; green reached, red missed, grey not judged")
     axes.set_xlim(0, SHARE_SHOWN_MAX * 1.3)

@@ -60,7 +60,8 @@ def sizes(session: Session, findings: Findings) -> None:
             fill_data_directory(directory / "data", users)
             server = stack.enter_context(_start(session, directory / "data", users))
             servers[side] = server
-            per_record = (_memory_bytes(server) - empty_bytes) / users
+            server.settle()
+            per_record = (server.memory_bytes() - empty_bytes) / users
             findings.add(side, {"start_s": server.start_s, "bytes_per_record": per_record, "users": float(users)})
             check_reads(server, users)
             session.say(f"{side}: ready after {server.start_s:.2f} s, {per_record:.0f} bytes per user")
@@ -77,17 +78,12 @@ def _start(session: Session, data_dir: Path, users: int) -> Millrace:
     return Millrace(data_dir, session.cores.one, *more)
 
 
-def _memory_bytes(server: Millrace) -> int:
-    """Return what all processes have for themselves, and the shared segment once."""
-    server.settle()
-    return server.memory().uss + server.segment_bytes()
-
-
 def _memory_of_empty(session: Session) -> int:
     with session.directory() as directory:
         fill_data_directory(directory / "data", users=0)
         with Millrace(directory / "data", session.cores.one) as server:
-            return _memory_bytes(server)
+            server.settle()
+            return server.memory_bytes()
 
 
 def _measure(session: Session, server: Millrace, users: int) -> Figures:
@@ -132,14 +128,14 @@ def _restarts(session: Session, findings: Findings, users: int) -> None:
 
 
 def _redis_memory(session: Session, users: int) -> Figures:
-    """Return what the same JSON takes as Redis strings: private memory of the process, as for Millrace."""
+    """Return what the same JSON takes as Redis strings: the growth of the process, as for Millrace."""
     with session.directory() as directory, Redis(directory, session.cores.one, is_durable=False) as redis:
-        before = redis.memory().uss
+        before = redis.memory().pss
         with socket.create_connection((HOST, redis.port), EXCHANGE_TIMEOUT_S) as sock:
             for ids in batched_ids(users):
                 sock.sendall(b"".join(_redis_set(id) for id in ids))
                 _expect(sock, b"+OK\r\n" * len(ids))
-        return {"bytes_per_record": (redis.memory().uss - before) / users, "users": float(users)}
+        return {"bytes_per_record": (redis.memory().pss - before) / users, "users": float(users)}
 
 
 def batched_ids(users: int) -> Iterator[range]:

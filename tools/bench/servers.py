@@ -32,6 +32,7 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 300.0  # with ten million records in SQLite
 EXCHANGE_TIMEOUT_S = 120.0  # a flush of all that a benchmark wrote
 POLL_S = 0.01
+BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system
 
 _READY = re.compile(rb"ready http://127\.0\.0\.1:(\d+) ")
 T = TypeVar("T")
@@ -151,9 +152,15 @@ class Millrace(Server):
         """Map the shared segment read-only: looking into it costs the server nothing. The caller closes it."""
         return Segment.attach(self._segment_name)
 
-    def segment_bytes(self) -> int:
-        """Return the memory that the shared segment occupies, whoever has it mapped."""
-        return Path(SHM_DIRECTORY, self._segment_name).stat().st_blocks * 512
+    def memory_bytes(self) -> int:
+        """Return what all processes take together, the shared segment once and whole.
+
+        A page of the segment that only one process has touched counts as private to it (in USS), and one that is
+        reserved, but not touched yet, is in no process at all. So the segment's part is taken out of the PSS of the
+        processes and replaced by what its file occupies.
+        """
+        mapped = sum(mapped_pss_bytes(pid, self._segment_name) for pid in self.process.pids())
+        return self.memory().pss - mapped + Path(SHM_DIRECTORY, self._segment_name).stat().st_blocks * BLOCK_BYTES
 
     def stop(self) -> None:
         if hasattr(self, "_admin"):
@@ -244,6 +251,18 @@ class FastApi(Server):
         self.port = port
         with self.starting():
             self.await_port()
+
+
+def mapped_pss_bytes(pid: int, name: str) -> int:
+    """Return a process's share (PSS) in the mappings of a file."""
+    total_kib, is_of_file = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        field, _, rest = line.partition(" ")
+        if not field.endswith(":"):  # the first line of a mapping: its addresses, at the end its file
+            is_of_file = rest.endswith("/" + name)
+        elif is_of_file and field == "Pss:":
+            total_kib += int(rest.split()[0])
+    return total_kib << 10
 
 
 def free_port() -> int:

@@ -87,7 +87,7 @@ def strip(name: str, points: Sequence[ProbePoint], span_s: float) -> str:
         for s in range(0, int(span_s) + 1, 1 if span_s <= 15 else 5)
     )
     scale = "".join(
-        f'<text class="soft" x="{LABEL_WIDTH + width + 4}" y="{_height(ms) + 3:.1f}">{text}</text>'
+        f'<text class="soft" x="{LABEL_WIDTH + width + 4}" y="{max(10.0, _height(ms) + 3):.1f}">{text}</text>'
         for ms, text in ((1, "1 ms"), (1000, "1 s"))
     )
     label = f'<text class="label" x="{LABEL_WIDTH - 8}" y="{height / 2 + 4}" text-anchor="end">{escape(name)}</text>'

@@ -19,7 +19,7 @@ STEPS = {
     "v2": "A transfer service that does the waiting",
     "v3": "Push services that take batches",
     "millrace": "Many processes, shared memory, a journal",
-    "millrace-memory": "The same, without waiting for the disk: what versions 1 to 3 promised, and more",
+    "millrace-memory": "The same, acknowledged without waiting for the disk",
 }
 
 _HEAD = """<!doctype html>

@@ -81,7 +81,7 @@ PICTURES = {
     "millrace": Picture(
         (_CLIENT, Box("workers", 1, 1, "process", "one per core"), Box("manager", 2, 0),
          Box("shared memory", 2, 2, "memory", "table"), Box("journal", 3, 0, "database", "synced"),
-         Box("persister", 3, 2), Box("writers", 4, 2, "process", "users | products | orders"),
+         Box("persister", 3, 2), Box("writers", 4, 2, "process", "one per database"),
          Box("3 databases", 4, 0.9, "database", "commit per batch")),
         (Arrow("clients", "workers", "every request"), Arrow("workers", "manager", "writes"),
          Arrow("shared memory", "workers", "reads"), Arrow("manager", "journal", "group commit"),

@@ -263,11 +263,12 @@ def check_stock_reads(history: History) -> Iterator[Violation]:
     for product_id, quantity, invoked, replied in history.stock_reads:
         reads_of[product_id].append((quantity, invoked, replied))
     for product_id, reads in reads_of.items():
-        answered = _Sums((o.replied, o.terms.quantity) for o in by_product[product_id] if o.fate is Fate.APPLIED)
-        invoked_ones = _Sums((o.invoked, o.terms.quantity) for o in by_product[product_id] if o.fate is not Fate.REFUSED)
+        orders = [order for order in by_product[product_id] if order.fate is not Fate.REFUSED]
+        answered = _Sums((order.replied, order.terms.quantity) for order in orders if order.fate is Fate.APPLIED)
+        begun = _Sums((order.invoked, order.terms.quantity) for order in orders)
         for quantity, invoked, replied in reads:
             sold = history.initial_stock[product_id] - quantity
-            least, most = answered.before(invoked), invoked_ones.up_to(replied)
+            least, most = answered.before(invoked), begun.up_to(replied)
             if quantity < 0 or not least <= sold <= most:
                 text = f"product {product_id} was read with a stock of {quantity}: {sold} sold, not {least} to {most}"
                 yield Violation(Fault.STOCK, text)

@@ -7,8 +7,9 @@ Every written text holds a token that is used once, in every field of the record
 The terms of an order (product, user, quantity) are used once as well: each client buys for users of its own, and takes
 the next user when one has bought everything there is.
 
-A client has one connection and one request under way, sends nothing twice, and waits while it is told that the server
-is being started again.
+A client has one connection and one request under way, and waits while it is told that the server is being started
+again. A part of the writes carries an Idempotency-Key; such a one is sent again while there is no answer, so that it is
+applied once, however often it had to be sent. The others are sent once.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ QUANTITIES = range(1, 11)
 PADDING_BYTES_MAX = 300  # records of many sizes, so that the memory of old ones is used again for others
 OWN_IDS = 1_000_000  # of each client
 ORDERS_MISSING_MAX = 300  # ids in a row without an order: that was the last one
+
+KEY_SHARE = 0.3  # of the writes
+TRIES_MAX = 50  # of one write with a key; then its outcome stays unknown
 
 REFUSED = {"user": {401, 404, 409, 503, 507}, "product": {404, 409, 503, 507}, "order": {400, 404, 503, 507}}
 
@@ -255,8 +259,22 @@ class _Client:
 
     def _send(self, kind: str, body: JsonObject) -> _Sent:
         fields = f"Durability: {self._chance.choice(self._levels)}\r\n"
+        if has_key := self._chance.random() < KEY_SHARE:
+            self._tokens += 1
+            fields += f"Idempotency-Key: {self._number}-{self._tokens}\r\n"
         request = post("localhost", f"/{kind}", json.dumps(body).encode(), fields)
         invoked = time.monotonic()
+        sent = self._send_once(kind, request, invoked)
+        if sent.fate is Fate.UNKNOWN and has_key:
+            for _ in range(TRIES_MAX):
+                again = self._send_once(kind, request, invoked)
+                if again.fate is Fate.APPLIED:  # any other answer says nothing about the tries before
+                    return again
+                if self._load.is_over():
+                    break
+        return sent
+
+    def _send_once(self, kind: str, request: bytes, invoked: float) -> _Sent:
         answer = self._exchange(request)
         replied = time.monotonic()
         if answer is None or answer.status == 504:
@@ -268,7 +286,7 @@ class _Client:
             if answer.status >= 500:
                 self._load.breathe()
             return _Sent(Fate.REFUSED, invoked, replied, 0, answer)
-        self._fail(f"POST /{kind} {body}", answer)
+        self._fail(request.decode(), answer)
         return _Sent(Fate.UNKNOWN, invoked, NEVER, 0, answer)
 
     def _read(self, kind: str, id: int) -> None:

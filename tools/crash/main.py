@@ -49,9 +49,11 @@ def main(arguments: list[str]) -> int:
 
 def _table(report: Report, seconds: float) -> str:
     lines = [f"{'role':<12}{'kills':>7}{'serves again p50':>20}{'max':>12}"]
-    for role in ROLES:
-        if times := report.serve_again_s.get(role):
-            lines.append(f"{role:<12}{report.kills[role]:>7}{statistics.median(times):>18.3f} s{max(times):>10.3f} s")
+    lines += [
+        f"{role:<12}{report.kills[role]:>7}{statistics.median(times):>18.3f} s{max(times):>10.3f} s"
+        for role in ROLES
+        if (times := report.serve_again_s.get(role))
+    ]
     lines.append(f"{'all':<12}{sum(report.kills.values()):>7}{seconds:>30.1f} s in all")
     lines.append("")
     lines += [f"writes {fate.value:<22}{report.fates[fate]:>9,}" for fate in Fate]

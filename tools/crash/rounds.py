@@ -87,15 +87,14 @@ def run_session(data_dir: Path, kills: list[str], workers: int, seed: int, repor
 
 
 def plan_session(roles: list[str], workers: int, chance: random.Random, kills_max: int) -> list[str]:
-    """Return kills of these roles in random order, as many as one session takes."""
+    """Return kills of these roles, as many as one session takes: each role once, in random order, and again."""
     processes = {"worker": workers, "manager": 1, "persister": 1, "writer": 3}
     room = {role: KILLS_PER_PROCESS_MAX * processes.get(role, RESTARTS_PER_SESSION) for role in roles}
     kills: list[str] = []
     while len(kills) < kills_max and all(room.values()):
-        role = chance.choice(roles)
-        kills.append(role)
-        room[role] -= 1
-    return kills
+        kills += chance.sample(roles, len(roles))
+        room = {role: left - 1 for role, left in room.items()}
+    return kills[:kills_max]
 
 
 def finish(server: Server, load: Load) -> list[Violation]:
@@ -163,7 +162,7 @@ class _Killer:
         self._report.kills[role] += 1
         seconds = self._server.wait_for(lambda: not self._server.members(), "all processes are gone")
         if seconds > CHILDREN_GONE_S:
-            self.violations.append(Violation(Fault.FAILED, f"children lived {seconds:.1f} s longer than the supervisor"))
+            self.violations.append(Violation(Fault.FAILED, f"children outlived the supervisor by {seconds:.1f} s"))
         self._server.start()
         self._load.resume()
 

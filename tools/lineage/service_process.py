@@ -28,6 +28,8 @@ from server.http.replies import Clock, Replies
 from tools.lineage.roles import Role
 from tools.lineage.routes import Context
 
+log = logging.getLogger(__name__)
+
 TICK_S = 1.0
 STOP_GRACE_S = 0.25  # after SIGTERM: a client's next request may be on its way
 DRAIN_S = 5.0  # then the connections that are still open are dropped
@@ -90,7 +92,7 @@ class ServiceProcess:
             try:
                 await asyncio.wait_for(is_empty.wait(), DRAIN_S)
             except TimeoutError:
-                logging.warning("dropped connections=%d", len(self._endpoint.connections))
+                log.warning("dropped connections=%d", len(self._endpoint.connections))
 
 
 def main(
