@@ -21,11 +21,14 @@ SPLIT_RETRY_SLOTS = 1024  # without memory for more buckets, ask again after so 
 
 
 class Chains:
-    """Buckets and chains of one kind. `slots` in them is counted by the owner when it takes over."""
+    """Buckets and chains of one kind. `slots` in them is counted by the owner when it takes over.
+
+    The hash of a key is spelled out where it is needed, as in `TableReader`: a call would cost more than the hash.
+    """
 
     def __init__(self, segment: Segment, kind: int, seed: int) -> None:
         self._words = segment.words
-        self._is_hashed = kind == Kind.PURCHASE  # the key is the hash
+        self._is_hashed = kind == Kind.PURCHASE  # KEY of a purchase is a hash already
         self._seed = seed
         self._buckets_word = BUCKETS + kind
         self._structure_word = STRUCTURE + kind
@@ -114,7 +117,7 @@ class Chains:
         before = self._base + (newest & mask >> 1)
         while first := words[before] & NEXT_MASK:
             key = words[first + KEY]
-            if (key if self._is_hashed else hash(key * (key + seed))) & mask == newest:  # as `hash_of`
+            if (key if self._is_hashed else hash(key * (key + seed))) & mask == newest:
                 break
             before = first + NEXT
         words[self._base + newest] = first

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from server.commands import Flush, Kind, Outcome
+from server.commands import Flush, Kind, Outcome, ReplayDeadLetter
 from server.config import Durability
+from server.errors import DataError
 from server.http.admin import Admin, statistics
+from server.http.dead_letters import REPLAY_MAX, Replayer
 from server.http.endpoint import Endpoint
 from server.http.metrics import exposition
 from server.http.replies import Replies
 from server.shm import counters, layout
-from tests.http_fakes import NOW, FakeClient, FakeServer, get
+from tests.http_fakes import NOW, FakeClient, FakeLoop, FakeServer, get
 
 WORDS = (layout.COUNTERS_OFFSET + layout.COUNTERS_BYTES) // layout.WORD_BYTES
+
+
+REPLAY = get("/dead-letters/replay", method="POST")
+
+
+class ThreadlessLoop(FakeLoop):
+    """Runs at once what belongs into a thread."""
+
+    def run_in_executor(self, _: object, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        class Done:
+            def result(self) -> Any:
+                return function(*arguments)
+
+            def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+                callback(self)
+
+        return Done()  # type: ignore[return-value]
+
+
+class FakeLetters:
+    """Dead letters in a list; those in `stored` are gone when they are counted."""
+
+    def __init__(self) -> None:
+        self.dead: list[ReplayDeadLetter] = []
+        self.stored: list[ReplayDeadLetter] = []
+        self.error: DataError | None = None
+
+    def oldest(self, count_max: int) -> list[ReplayDeadLetter]:
+        if self.error is not None:
+            raise self.error
+        return self.dead[:count_max]
+
+    def count(self, tried: Sequence[ReplayDeadLetter]) -> tuple[int, int]:
+        if self.error is not None:
+            raise self.error
+        return sum(letter in self.stored for letter in tried), sum(letter not in self.stored for letter in self.dead)
 
 
 class AdminServer(FakeServer):
     def __init__(self) -> None:
         super().__init__()
+        self.loop = ThreadlessLoop()
+        self.letters = FakeLetters()
         self.words = memoryview(bytearray(WORDS * 8)).cast("Q")
         self.segment: Any = SimpleNamespace(words=self.words)
         self.words[layout.TABLE_STATE] = layout.TABLE_SERVING
         self.words[layout.READY_EPOCH] = self.words[layout.MANAGER_EPOCH] = 3
         self.block(counters.WORKER)[counters.STARTS] = 1
         replies = Replies(self.clock, is_classic=False)
-        admin = Admin(self.segment, 2, replies, self.queue)
+        replayer = Replayer(self.loop, replies, self.queue, self.letters)
+        admin = Admin(self.segment, 2, replies, self.queue, replayer)
         self.endpoint = Endpoint(self.loop, self.config, self.clock, replies, self.counts, admin, {}, 10)
 
     def block(self, number: int) -> memoryview:
@@ -108,14 +152,19 @@ def test_dashboard_has_no_foreign_parts(client: FakeClient) -> None:
     assert "default-src 'self'" in answer.fields["content-security-policy"]
 
 
-@pytest.mark.parametrize("path", ["/user/1", "/x", "/stats/x", "*", "/stat"])
+@pytest.mark.parametrize("path", ["/user/1", "/x", "/stats/x", "*", "/stat", "/dead-letters"])
 def test_other_paths_are_404(client: FakeClient, path: str) -> None:
     assert client.request(get(path)).status == 404
 
 
 @pytest.mark.parametrize(
     ("path", "method", "allow"),
-    [("/stats", "POST", "GET, HEAD"), ("/", "DELETE", "GET, HEAD"), ("/flush", "GET", "POST")],
+    [
+        ("/stats", "POST", "GET, HEAD"),
+        ("/", "DELETE", "GET, HEAD"),
+        ("/flush", "GET", "POST"),
+        ("/dead-letters/replay", "GET", "POST"),
+    ],
 )
 def test_other_methods_are_405(client: FakeClient, path: str, method: str, allow: str) -> None:
     answer = client.request(get(path, method=method))
@@ -148,3 +197,63 @@ def test_flush_that_fails_says_so(
 def test_flush_without_a_manager_is_503(server: AdminServer, client: FakeClient) -> None:
     server.queue.is_full = True
     assert client.request(get("/flush?wait=1", method="POST")).status == 503
+
+
+# ---- dead letters
+
+
+def test_dead_letters_of_each_database_raise_the_alarm(server: AdminServer, client: FakeClient) -> None:
+    figures = client.request(get("/stats")).json
+    assert figures["alarm"] == "" and figures["dead_letters"] == {"users": 0, "products": 0, "orders": 0}
+    server.block(counters.WRITER + Kind.USER)[counters.DEAD_LETTERS] = 2
+    server.block(counters.WRITER + Kind.ORDER)[counters.DEAD_LETTERS] = 1
+    figures = client.request(get("/stats")).json
+    assert figures["alarm"] == "dead letters: users 2, orders 1"
+    assert figures["dead_letters"] == {"users": 2, "products": 0, "orders": 1}
+    assert b'millrace_dead_letters{database="users"} 2\n' in client.request(get("/metrics")).body
+
+
+def test_replay_tries_each_letter_and_counts_when_all_are_answered(server: AdminServer, client: FakeClient) -> None:
+    server.letters.dead = [ReplayDeadLetter(Kind.USER, 7), ReplayDeadLetter(Kind.ORDER, 7)]
+    server.letters.stored = server.letters.dead[:1]
+    client.send(REPLAY)
+    assert server.queue.commands == server.letters.dead
+    assert {submitted.level for submitted in server.queue.submitted} == {Durability.DATABASE}
+    server.queue.answer()
+    assert client.output == b""
+    server.queue.answer(Outcome.MISSING)  # deleted meanwhile
+    assert [(answer.status, answer.json) for answer in client.take()] == [(200, {"replayed": 1, "still_dead": 1})]
+
+
+def test_replay_without_dead_letters_does_nothing(server: AdminServer, client: FakeClient) -> None:
+    assert client.request(REPLAY).json == {"replayed": 0, "still_dead": 0}
+    assert server.queue.submitted == []
+
+
+def test_replay_is_bounded(server: AdminServer, client: FakeClient) -> None:
+    server.letters.dead = [ReplayDeadLetter(Kind.USER, id) for id in range(REPLAY_MAX + 1)]
+    client.send(REPLAY)
+    assert len(server.queue.submitted) == REPLAY_MAX
+
+
+@pytest.mark.parametrize(("outcome", "status"), [(None, 504), (Outcome.JOURNAL_FULL, 503), (Outcome.MEMORY_FULL, 503)])
+def test_replay_that_was_not_tried_says_so(
+    server: AdminServer, client: FakeClient, outcome: Outcome | None, status: int
+) -> None:
+    server.letters.dead = [ReplayDeadLetter(Kind.USER, 7), ReplayDeadLetter(Kind.USER, 8)]
+    client.send(REPLAY)
+    server.queue.answer(outcome)
+    server.queue.answer()
+    assert [answer.status for answer in client.take()] == [status]
+
+
+def test_replay_without_a_manager_is_503(server: AdminServer, client: FakeClient) -> None:
+    server.letters.dead = [ReplayDeadLetter(Kind.USER, 7)]
+    server.queue.is_full = True
+    assert client.request(REPLAY).status == 503
+
+
+def test_replay_of_an_unreadable_database_names_it(server: AdminServer, client: FakeClient) -> None:
+    server.letters.error = DataError(Path("/x/users.db"), "database is locked")
+    answer = client.request(REPLAY)
+    assert answer.status == 503 and answer.json["detail"] == "users.db can not be read now: database is locked"

@@ -19,6 +19,7 @@ from server.commands import (
     Kind,
     Outcome,
     PlaceOrder,
+    ReplayDeadLetter,
     UpdateProduct,
     UpdateUser,
 )
@@ -412,3 +413,28 @@ def check_equal(table: FakeTable, model: Model, bought: dict[tuple[int, int], in
     if not model.is_classic:
         privates = {id: private.decode() for (kind, id), (_, private) in table.records.items() if kind == Kind.USER}
         assert {id: secret for id, secret in privates.items() if secret} == model.secrets
+
+
+def test_replayed_dead_letter_is_the_same_record_under_a_new_seq(table: FakeTable) -> None:
+    table.publish([Change(Kind.ORDER, 5, 4, b'{"id":5}', b"")])
+    batch = make_batch(table)
+    replays = [ReplayDeadLetter(Kind.USER, 1), ReplayDeadLetter(Kind.ORDER, 5), ReplayDeadLetter(Kind.USER, 99)]
+    assert outcomes(batch, *replays) == [DONE, DONE, MISSING]
+    body, private = table.records[Kind.USER, 1]
+    assert batch.records() == [
+        Change(Kind.USER, 1, 101, body, private),
+        Change(Kind.ORDER, 5, 102, b'{"id":5}', b""),
+    ]
+    assert batch.orders == [] and batch.bought() == []
+
+
+def test_replay_of_a_record_that_the_batch_changes_anyway_adds_nothing(table: FakeTable) -> None:
+    batch = make_batch(table)
+    update = UpdateUser(1, "eve", None, None)
+    replays = [ReplayDeadLetter(Kind.USER, 1), ReplayDeadLetter(Kind.PRODUCT, 7)]
+    assert outcomes(batch, update, PlaceOrder(7, 1, 2), *replays) == [DONE] * 4
+    assert batch.seq == 102
+    assert [(change.kind, change.id, change.seq) for change in batch.records()] == [
+        (Kind.USER, 1, 101),
+        (Kind.PRODUCT, 7, 102),
+    ]

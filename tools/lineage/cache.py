@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from server import rules
@@ -38,11 +39,10 @@ log = logging.getLogger(__name__)
 
 
 class Shop:
-    """The hash map: every record, and the answer that shows it."""
+    """The hash map of records. An answer is encoded when it is asked for, as it was in the original caches."""
 
     def __init__(self) -> None:
         self.records: dict[Kind, dict[int, Any]] = {kind: {} for kind in PERSISTED_KINDS}
-        self.answers: dict[Kind, dict[int, bytes]] = {kind: {} for kind in PERSISTED_KINDS}
         self.bought: dict[int, Counter[int]] = {}  # by user
         self._next_order_id = 1
 
@@ -50,7 +50,6 @@ class Shop:
         """Take a record from its database."""
         record = FROM_COLUMNS[kind](row)
         self.records[kind][row[0]] = record
-        self._show(kind, row[0])
         if kind is Kind.ORDER:
             self._count(record.id, record.user_id, record.product_id, record.quantity)
 
@@ -59,10 +58,15 @@ class Shop:
         command = checked.command
         if isinstance(command, PlaceOrder):
             return self._place(command)
-        body = (write_user if kind is Kind.USER else write_product)(self.records[kind], command)
-        if isinstance(body, bytes):
-            self._show(kind, checked.fields["id"])
-        return body
+        return (write_user if kind is Kind.USER else write_product)(self.records[kind], command)
+
+    def answer(self, kind: Kind, id: int) -> bytes | None:
+        """Return the length and the body of a record, as an answer ends with them, or None when there is none."""
+        record = self.records[kind].get(id)
+        if record is None:
+            return None
+        body = body_of(record)
+        return b"%d\r\n\r\n%b" % (len(body), body)
 
     def columns(self, kind: Kind, id: int) -> Columns:
         """Return the row of a record, or only the id of one that is deleted."""
@@ -79,21 +83,11 @@ class Shop:
         order, products[product_id] = ruled
         self.records[Kind.ORDER][order.id] = order
         self._count(order.id, user_id, product_id, order.quantity)
-        self._show(Kind.PRODUCT, product_id)
-        self._show(Kind.ORDER, order.id)
         return body_of(order)
 
     def _count(self, id: int, user_id: int, product_id: int, quantity: int) -> None:
         self.bought.setdefault(user_id, Counter())[product_id] += quantity
         self._next_order_id = max(self._next_order_id, id + 1)
-
-    def _show(self, kind: Kind, id: int) -> None:
-        record = self.records[kind].get(id)
-        if record is None:
-            del self.answers[kind][id]
-        else:
-            body = body_of(record)
-            self.answers[kind][id] = b"%d\r\n\r\n%b" % (len(body), body)
 
 
 class Cache(Service):
@@ -125,10 +119,10 @@ class Cache(Service):
     # ---- requests
 
     def getters(self) -> Mapping[bytes, Callable[[int], bytes | None]]:
-        return {b"GET /%b" % name.encode(): self.shop.answers[kind].get for name, kind in KINDS.items()}
+        return {b"GET /%b" % name.encode(): partial(self.shop.answer, kind) for name, kind in KINDS.items()}
 
     def read(self, kind: Kind, id: int) -> Work:
-        answer = self.shop.answers[kind].get(id)
+        answer = self.shop.answer(kind, id)
         return self.missing(kind) if answer is None else self.replies.record(answer)
 
     def purchases(self, user_id: int) -> Work:

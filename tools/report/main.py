@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> int:
     view = LiveView(sys.stdout, options.seconds)
     try:
         name = segment_by_pid(options.pid) if options.pid else segment_by_directory(options.data_dir)
+        own_cpu_s = -time.process_time()
         samples = take_samples(Target(name), options.seconds, options.interval, view.show)
+        own_cpu_s += time.process_time()
     except MillraceError as error:
         print(f"report: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -50,7 +52,6 @@ def main(arguments: list[str]) -> int:
         print("report: the server ended before there was anything to report", file=sys.stderr)
         return EXIT_FAILED
     summary = summarise(samples)
-    own_cpu_s = time.process_time()
     run = {
         "command": shlex.join(["python", "-m", "tools", "report", *arguments]),
         "started": started,
