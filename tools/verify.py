@@ -137,7 +137,9 @@ def describe(difference: Difference) -> str:
 def _by_name(kind: Kind, value: Value | None) -> dict[Any, Any] | str:
     if value is None or isinstance(value, str):
         return value or "has none"
-    return dict(value) if kind is Kind.PURCHASE else dict(zip(schema.COLUMNS[kind], value, strict=True))
+    if kind is Kind.PURCHASE:
+        return dict(value)
+    return dict(zip(("entry",) if kind is Kind.KEY else schema.COLUMNS[kind], value, strict=True))
 
 
 def _shown(side: dict[Any, Any] | str) -> str:
@@ -284,8 +286,11 @@ class DatabaseSide:
         values: dict[Key, Value] = {}
         for kind in PERSISTED_KINDS:
             with self._open(kind) as connection:
-                ids = None if wanted is None else [id for key_kind, id in wanted if key_kind is kind]
-                values |= self._records(connection, kind, ids)
+                values |= self._records(connection, kind, _ids_of(kind, wanted))
+                if kind is Kind.ORDER:
+                    query = f"SELECT id, entry FROM {schema.KEYS_TABLE}"
+                    for id, entry in _select(connection, query, _ids_of(Kind.KEY, wanted)):
+                        values[Kind.KEY, id] = (entry.hex(),)
         return values | self._purchases(wanted)
 
     @contextmanager
@@ -319,6 +324,10 @@ class DatabaseSide:
         return _only({(Kind.PURCHASE, id): _pairs(units) for id, units in bought.items() if id in users}, wanted)
 
 
+def _ids_of(kind: Kind, wanted: set[Key] | None) -> list[int] | None:
+    return None if wanted is None else [id for key_kind, id in wanted if key_kind is kind]
+
+
 def _select(connection: sqlite3.Connection, query: str, ids: list[int] | None) -> Iterator[tuple[Any, ...]]:
     if ids is None:
         yield from connection.execute(query)
@@ -340,6 +349,8 @@ def value_decoder(is_classic: bool) -> Callable[[Kind, bytes, bytes], Value]:
     decoders = {kind: msgspec.json.Decoder(type) for kind, type in types.items()}
 
     def value_of(kind: Kind, body: bytes, private: bytes) -> Value:
+        if kind is Kind.KEY:
+            return (body.hex(),)
         try:
             row = msgspec.structs.astuple(decoders[kind].decode(body))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -70,7 +70,8 @@ def check(history: History, final: Final | None) -> list[Violation]:
 
 def check_sequences(history: History) -> Iterator[Violation]:
     """Check that sequences are unique and follow real time, and that the ids of orders follow the sequences."""
-    applied = [event for event in (*history.writes, *history.orders) if event.fate is Fate.APPLIED]
+    events: list[Write | OrderRequest] = [*history.writes, *history.orders]
+    applied = [event for event in events if event.fate is Fate.APPLIED]
     for seq, count in Counter(event.seq for event in applied).items():
         if count > 1 or seq < 1:
             yield Violation(Fault.DUPLICATED, f"{count} writes were answered with Write-Seq {seq}")

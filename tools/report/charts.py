@@ -23,6 +23,7 @@ class Series(NamedTuple):
     name: str
     colour: str
     values: list[float]
+    is_dashed: bool = False  # a line that may lie on another one
 
 
 class Mark(NamedTuple):
@@ -40,6 +41,7 @@ class Chart(NamedTuple):
     series: list[Series]
     is_stacked: bool = False
     is_wide: bool = False
+    has_legend: bool = True
     keeps_peaks: bool = False  # when points are too many: the highest of several, not their mean
 
 
@@ -69,11 +71,13 @@ def draw(chart: Chart, marks: Sequence[Mark] = ()) -> str:
         _area(frame, times, lower, upper, one) if chart.is_stacked else _line(frame, times, upper, one)
         for one, (lower, upper) in zip(series, layers, strict=True)
     ]
+    legend = _legend(series) if chart.has_legend and len(series) > 1 else ""
     kind = ' class="wide"' if chart.is_wide else ""
     return (
-        f"<figure{kind}><figcaption><b>{escape(chart.title)}</b> {escape(chart.remark)}</figcaption>{_legend(series)}"
+        f"<figure{kind}><figcaption><b>{escape(chart.title)}</b> {escape(chart.remark)}</figcaption>{legend}"
         f'<svg viewBox="0 0 {frame.width} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">'
-        f"{_axes(frame, chart.unit)}{''.join(shapes)}{''.join(_mark(frame, mark) for mark in marks)}</svg></figure>"
+        f"{_grid(frame, chart.unit)}{''.join(shapes)}{_time_axis(frame)}"
+        f"{''.join(_mark(frame, mark) for mark in marks)}</svg></figure>"
     )
 
 
@@ -120,15 +124,16 @@ def _area(frame: _Frame, times: Sequence[float], lower: Sequence[float], upper: 
 
 def _line(frame: _Frame, times: Sequence[float], values: Sequence[float], one: Series) -> str:
     points = _points(frame, list(zip(times, values, strict=True)))
-    return f'<polyline points="{points}" stroke="{one.colour}"><title>{escape(one.name)}</title></polyline>'
+    dashes = ' stroke-dasharray="6 5"' if one.is_dashed else ""
+    return f'<polyline points="{points}" stroke="{one.colour}"{dashes}><title>{escape(one.name)}</title></polyline>'
 
 
 def _points(frame: _Frame, pairs: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{frame.x(t_s):.1f},{frame.y(value):.1f}" for t_s, value in pairs)
 
 
-def _axes(frame: _Frame, unit: str) -> str:
-    bottom, parts = HEIGHT - BOTTOM, [f'<text x="{LEFT - 44}" y="14">{escape(unit)}</text>']
+def _grid(frame: _Frame, unit: str) -> str:
+    parts = [f'<text x="{LEFT - 44}" y="14">{escape(unit)}</text>']
     for number in range(round(frame.v_max / frame.step) + 1):
         value = number * frame.step
         y = frame.y(value)
@@ -136,6 +141,12 @@ def _axes(frame: _Frame, unit: str) -> str:
             f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="value" x="{LEFT - 7}" y="{y + 4:.1f}">{_number(value)}</text>'
         )
+    return "".join(parts)
+
+
+def _time_axis(frame: _Frame) -> str:
+    """Return the axis below; it is drawn over the series, which end on it."""
+    bottom, parts = HEIGHT - BOTTOM, []
     step = nice_step(frame.t_max * TICK_PIXELS_X / frame.width)
     for number in range(math.floor(frame.t_max / step + 1e-9) + 1):
         x = frame.x(number * step)
@@ -157,8 +168,6 @@ def _mark(frame: _Frame, mark: Mark) -> str:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    if len(series) < 2:
-        return ""
     entries = [f'<span><i style="background:{one.colour}"></i>{escape(one.name)}</span>' for one in series]
     return f'<div class="legend">{"".join(entries)}</div>'
 

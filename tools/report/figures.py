@@ -3,16 +3,22 @@
 A sample holds the counters of every process as the kernel keeps them, from the start of that process on. An `Interval`
 is the time between two samples. A process with another pid than its role had before is a successor: it was born inside
 the interval, so all of its counters belong to it. What its predecessor spent since the last sample is lost.
+
+A worker adds to its counters in shared memory once a second, so the requests between two samples are none or those of
+a whole second. Rates of requests are therefore means of the last RATE_WINDOW_S, and in hindsight (`intervals_of`) moved
+back to when the requests came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import NamedTuple
 
+RATE_WINDOW_S = 2.0  # two turns of the workers' clock
+RATE_DELAY_S = RATE_WINDOW_S / 2 + 0.5  # from the middle of the window to its end, and half a turn
 ALL = "all"  # the name of the row with the sums
 
 
@@ -44,7 +50,7 @@ class ServerReading(NamedTuple):
     server_errors: int
     connections: int
     records: int
-    flush_lag_ms: int
+    flush_lag_ms: int  # the highest since the sample before
     not_in_sqlite: int  # changes
     reserved_bytes: int  # of the segment, by its header
     limit_bytes: int  # --memory
@@ -83,15 +89,11 @@ class Interval:
 
     seconds: float
     sample: Sample  # at its end
-    requests: int
-    reads: int
-    writes: int
+    requests_per_s: float
+    reads_per_s: float
+    writes_per_s: float
     spent: dict[str, Spent]
     replacements: list[Replacement]
-
-    @property
-    def requests_per_s(self) -> float:
-        return self.requests / self.seconds
 
     def cpu_percent(self, role: str) -> float:
         """Return 100 for one busy core; 0 for a role that has no process."""
@@ -142,32 +144,88 @@ class Summary:
     records: int = 0
 
 
+class FlushLag:
+    """The age of the oldest change that is published but not persisted, counted from when it was first seen.
+
+    It is worked out from the seqs: what the persister says about itself is as old as its last period.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, float]] = deque()  # published seq, when first seen; one per look, not persisted
+        self._published = 0
+        self._highest_s = 0.0
+
+    def look(self, now_s: float, published: int, persisted: int) -> None:
+        """Note the seqs of this moment."""
+        if published > self._published:
+            self._marks.append((published, now_s))
+            self._published = published
+        if self._marks:  # what has just been persisted was as old as this, too
+            self._highest_s = max(self._highest_s, now_s - self._marks[0][1])
+        while self._marks and self._marks[0][0] <= persisted:
+            self._marks.popleft()
+
+    def take_highest_ms(self) -> int:
+        """Return the highest lag since the last call."""
+        highest_s, self._highest_s = self._highest_s, 0.0
+        return round(1000 * highest_s)
+
+
+class Follower:
+    """Makes intervals of samples, one after the other, and follows each role through its processes."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Reading] = {}  # of each role, also of one that is missing now
+        self._recent: deque[Sample] = deque()  # from the start of the rate window on
+
+    def follow(self, sample: Sample) -> Interval | None:
+        """Return what happened since the sample before; None for the first one."""
+        interval = self._interval_to(sample) if self._recent else None
+        self._last.update(sample.processes)
+        self._recent.append(sample)
+        return interval
+
+    def _interval_to(self, now: Sample) -> Interval:
+        recent, last = self._recent, self._last
+        seconds = now.t_s - recent[-1].t_s
+        while len(recent) > 1 and recent[1].t_s <= now.t_s - RATE_WINDOW_S:
+            recent.popleft()
+        start = recent[0]
+        window_s = now.t_s - start.t_s
+        return Interval(
+            seconds=seconds,
+            sample=now,
+            requests_per_s=(now.server.requests - start.server.requests) / window_s,
+            reads_per_s=(now.server.reads - start.server.reads) / window_s,
+            writes_per_s=(now.server.writes - start.server.writes) / window_s,
+            spent={role: spent_between(last.get(role), reading) for role, reading in now.processes.items()},
+            replacements=[
+                Replacement(now.t_s, role, last[role].pid, reading.pid)
+                for role, reading in now.processes.items()
+                if role in last and last[role].pid != reading.pid
+            ],
+        )
+
+
 def intervals_of(samples: Sequence[Sample]) -> list[Interval]:
-    """Return what happened between the samples."""
-    found: list[Interval] = []
-    last: dict[str, Reading] = dict(samples[0].processes) if samples else {}
-    for before, now in pairwise(samples):
-        found.append(interval_between(before, now, last))
-        last.update(now.processes)
-    return found
-
-
-def interval_between(before: Sample, now: Sample, last: Mapping[str, Reading]) -> Interval:
-    """Return one interval; `last` has the last reading of each role, also of one that was missing meanwhile."""
-    replacements = [
-        Replacement(now.t_s, role, last[role].pid, reading.pid)
-        for role, reading in now.processes.items()
-        if role in last and last[role].pid != reading.pid
-    ]
-    return Interval(
-        seconds=max(now.t_s - before.t_s, 1e-9),
-        sample=now,
-        requests=now.server.requests - before.server.requests,
-        reads=now.server.reads - before.server.reads,
-        writes=now.server.writes - before.server.writes,
-        spent={role: spent_between(last.get(role), reading) for role, reading in now.processes.items()},
-        replacements=replacements,
-    )
+    """Return what happened between the samples, with the rates of requests moved back by their delay."""
+    follower = Follower()
+    found = [interval for sample in samples if (interval := follower.follow(sample)) is not None]
+    moved = []
+    later = 0
+    for one in found:
+        while later < len(found) - 1 and found[later].sample.t_s < one.sample.t_s + RATE_DELAY_S:
+            later += 1
+        seen = found[later]
+        moved.append(
+            replace(
+                one,
+                requests_per_s=seen.requests_per_s,
+                reads_per_s=seen.reads_per_s,
+                writes_per_s=seen.writes_per_s,
+            )
+        )
+    return moved
 
 
 def spent_between(before: Reading | None, now: Reading) -> Spent:
@@ -189,9 +247,9 @@ def summarise(samples: Sequence[Sample]) -> Summary:
         return Summary()
     seconds = sum(interval.seconds for interval in intervals)
     spent = total(one for interval in intervals for one in interval.spent.values())
-    requests = sum(interval.requests for interval in intervals)
     lags = [interval.sample.server.flush_lag_ms for interval in intervals]
     first, last = samples[0].server, samples[-1].server
+    requests = last.requests - first.requests
     return Summary(
         seconds=seconds,
         roles={role: _summarise_role(role, intervals, seconds) for role in roles_of(intervals)},
@@ -200,8 +258,8 @@ def summarise(samples: Sequence[Sample]) -> Summary:
         cpu_percent=100 * spent.cpu_s / seconds,
         pss_bytes=sum(reading.pss_bytes for reading in samples[-1].processes.values()),
         requests=requests,
-        reads=sum(interval.reads for interval in intervals),
-        writes=sum(interval.writes for interval in intervals),
+        reads=last.reads - first.reads,
+        writes=last.writes - first.writes,
         errors=last.client_errors + last.server_errors - first.client_errors - first.server_errors,
         requests_per_s=requests / seconds,
         requests_per_s_max=max(interval.requests_per_s for interval in intervals),

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from server.errors import MillraceError
-from tools.report.figures import Interval, Reading, Sample, Summary, interval_between, intervals_of, summarise
+from tools.report.figures import Follower, Interval, Sample, Summary, intervals_of, summarise
 from tools.report.files import as_csv, as_json
 from tools.report.page import render_page
 from tools.report.target import Target, segment_by_directory, segment_by_pid
@@ -30,6 +30,7 @@ from tools.report.terminal import EXPLANATION, LiveView, summary_lines
 
 EXIT_OK, EXIT_FAILED = 0, 1
 INTERVAL_S_MIN = 0.05  # below that the report measures itself
+LOOK_S = 0.05  # between two looks at the flush lag, which is known as exactly as this
 SAMPLES_MAX = 50_000  # all are kept in memory and written: about 1 KiB each per process
 
 
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     run = {
         "command": shlex.join(["python", "-m", "tools", "report", *arguments]),
         "started": started,
-        "samples": f"{len(samples)}, every {options.interval:g} s for {summary.seconds:.1f} s",
+        "samples": f"{len(samples)} samples, every {options.interval:g} s for {summary.seconds:.1f} s",
         "machine": f"{platform.node()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "this report": f"{own_cpu_s:.2f} s CPU, {100 * own_cpu_s / summary.seconds:.1f} % of one core",
     }
@@ -70,19 +71,20 @@ def main(arguments: list[str]) -> int:
 def take_samples(target: Target, seconds: float, interval_s: float, show: Callable[[Interval], None]) -> list[Sample]:
     """Sample for some time; shorter when the server ends or on Ctrl-C."""
     samples: list[Sample] = []
-    last: dict[str, Reading] = {}
+    follower = Follower()
     start = time.monotonic()
     try:
         while (sample := target.sample(time.monotonic() - start)) is not None:
-            if samples:
-                show(interval_between(samples[-1], sample, last))
             samples.append(sample)
-            last.update(sample.processes)
+            if (interval := follower.follow(sample)) is not None:
+                show(interval)
             if sample.t_s >= seconds:
                 break
             # the next moment of a fixed grid, so that the work of sampling does not stretch the intervals
             due_s = min((sample.t_s // interval_s + 1) * interval_s, seconds)
-            time.sleep(max(0.0, due_s - (time.monotonic() - start)))
+            while (rest_s := start + due_s - time.monotonic()) > 0:
+                time.sleep(min(LOOK_S, rest_s))
+                target.look()
     except KeyboardInterrupt:
         pass
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from tools.report.charts import Chart, Mark, Series, draw
-from tools.report.figures import Interval, Reading, Spent, Summary, roles_of
+from tools.report.figures import RATE_WINDOW_S, Interval, Reading, Spent, Summary, roles_of
 from tools.report.terminal import EXPLANATION, HEADINGS, mib, summary_rows
 
 MIB = 1 << 20
@@ -108,24 +108,25 @@ def charts_of(intervals: Sequence[Interval]) -> list[Chart]:
         return Series(name, colour, [value_of(interval) for interval in intervals])
 
     return [
-        Chart("CPU", "per process, stacked; 100 % is one core", "% CPU", times, spent(lambda one: one.cpu_s, 100),
-              is_stacked=True, is_wide=True),
-        Chart("Requests", "reads from shared memory, writes through the manager", "per second", times,
-              [server("reads", BLUE, lambda one: one.reads / one.seconds),
-               server("writes", ORANGE, lambda one: one.writes / one.seconds)], is_stacked=True),
-        Chart("Flush lag", "age of the oldest change not in SQLite", "ms", times,
+        Chart("CPU", "per process, stacked; 100 % is one core; the same colours below", "% CPU", times,
+              spent(lambda one: one.cpu_s, 100), is_stacked=True, is_wide=True),
+        Chart("Requests", f"means of {RATE_WINDOW_S:g} s, stacked", "per second", times,
+              [server("reads", BLUE, lambda one: one.reads_per_s),
+               server("writes", ORANGE, lambda one: one.writes_per_s)], is_stacked=True),
+        Chart("Flush lag", "age of the oldest change not in SQLite, highest since the last sample", "ms", times,
               [server("flush lag", BLUE, lambda one: one.sample.server.flush_lag_ms)], keeps_peaks=True),
         Chart("Memory", "PSS per process, stacked: every page counts once", "MiB", times,
-              size(lambda one: one.pss_bytes), is_stacked=True),
-        Chart("Shared memory", "", "MiB", times,
-              [server("reserved, says the segment", BLUE, lambda one: one.sample.server.reserved_bytes / MIB),
-               server("blocks of its file", ORANGE, lambda one: one.sample.server.shm_file_bytes / MIB)]),
+              size(lambda one: one.pss_bytes), is_stacked=True, has_legend=False),
+        Chart("Shared memory", "the segment", "MiB", times,
+              [server("reserved by its header", BLUE, lambda one: one.sample.server.reserved_bytes / MIB),
+               server("blocks of its file", ORANGE, lambda one: one.sample.server.shm_file_bytes / MIB)
+               ._replace(is_dashed=True)]),
         Chart("Waits", "voluntary context switches, stacked", "per second", times,
-              spent(lambda one: one.voluntary_switches), is_stacked=True),
+              spent(lambda one: one.voluntary_switches), is_stacked=True, has_legend=False),
         Chart("Preemptions", "involuntary context switches, stacked", "per second", times,
-              spent(lambda one: one.involuntary_switches), is_stacked=True),
+              spent(lambda one: one.involuntary_switches), is_stacked=True, has_legend=False),
         Chart("Written to disk", "per process, stacked", "MiB/s", times,
-              spent(lambda one: one.written_bytes, 1 / MIB), is_stacked=True),
+              spent(lambda one: one.written_bytes, 1 / MIB), is_stacked=True, has_legend=False),
         Chart("Changes not in SQLite", "and on their way there", "changes", times,
               [server("changes", BLUE, lambda one: one.sample.server.not_in_sqlite)], keeps_peaks=True),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ which also works while no worker answers. Everything else is what the kernel tel
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import psutil
@@ -16,9 +17,10 @@ from server.config import WORKERS_MAX
 from server.data_directory import read_run
 from server.errors import DataError, MillraceError
 from server.http.admin import statistics
+from server.shm import layout
 from server.shm.segment import NAME_PREFIX, SHM_DIRECTORY, Segment
 from tools.bench.processes import MeasurementFailed, cpu_s
-from tools.report.figures import Reading, Sample, ServerReading
+from tools.report.figures import FlushLag, Reading, Sample, ServerReading
 
 STAT_BLOCK_BYTES = 512  # the unit of st_blocks, stat(2)
 
@@ -64,9 +66,16 @@ class Target:
             raise ServerNotFound("the server belongs to another user") from None
         except DataError as error:
             raise ServerNotFound(str(error)) from None
+        self._lag = FlushLag()
+
+    def look(self) -> None:
+        """Note the flush lag of this moment, which costs next to nothing: it changes faster than samples are taken."""
+        words = self._segment.words
+        self._lag.look(time.monotonic(), words[layout.PUBLISHED_SEQ], words[layout.PERSISTED_SEQ])
 
     def sample(self, t_s: float) -> Sample | None:
         """Return everything about this moment; None when the server has ended."""
+        self.look()
         figures = statistics(self._segment, WORKERS_MAX, 0.0)
         processes = {}
         for role, counts in figures["processes"].items():
@@ -93,7 +102,7 @@ class Target:
             server_errors=of_workers("server_errors"),
             connections=of_workers("connections"),
             records=sum(count for name, count in records.items() if name != "purchases"),
-            flush_lag_ms=figures["flush_lag_ms"],
+            flush_lag_ms=self._lag.take_highest_ms(),
             not_in_sqlite=figures["seq"]["published"] - figures["seq"]["persisted"],
             reserved_bytes=figures["memory"]["reserved_bytes"],
             limit_bytes=figures["memory"]["limit_bytes"],
