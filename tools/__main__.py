@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "measure the server against nginx, Redis, FastAPI and the floor of Python, in turn",
     "crash": "kill processes of a server of its own under load, and check that nothing acknowledged is lost",
     "compare": "the original experiment on the four earlier shapes of the system and on the server, in turn",
+    "journal": "check or print a journal, and save what can be saved of a damaged one",
     "lineage": "run one of the four earlier shapes: original, v1, v2, v3",
     "load": "send the original work (users, products, orders) to a running server and read everything back",
     "report": "CPU, memory, context switches and disk of a running server, process by process, over time",

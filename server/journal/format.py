@@ -121,6 +121,10 @@ class Group(NamedTuple):
     answers: bytes  # the manager's own; the journal does not look inside
 
 
+class UnknownVersion(ValueError):
+    """The header of a segment names a format that this program does not know."""
+
+
 class SegmentHeader(NamedTuple):
     instance: bytes
     segment: int
@@ -170,10 +174,18 @@ def decode_header(data: bytes) -> tuple[SegmentHeader, int]:
     if magic != HEADER_MAGIC:
         raise ValueError("not a journal segment, or its header is damaged")
     if version != FORMAT_VERSION:
-        raise ValueError(f"journal format {version}, this program knows {FORMAT_VERSION} (or the header is damaged)")
+        raise UnknownVersion(
+            f"journal format {version}, this program knows {FORMAT_VERSION} (or the header is damaged)"
+        )
     if crc != _header_crc(data):
         raise ValueError("the segment header is damaged: wrong checksum")
     return SegmentHeader(*fields), crc
+
+
+def stored_seed(data: bytes) -> int:
+    """Return the seed as it stands in a header that may be damaged elsewhere (offline tools)."""
+    crc: int = _HEADER.unpack_from(data)[2]
+    return crc
 
 
 def _header_crc(data: bytes) -> int:

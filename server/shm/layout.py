@@ -181,6 +181,7 @@ COUNTERS_BYTES = COUNTER_BLOCKS * COUNTER_WORDS * WORD_BYTES
 DIRTY_RING_ENTRIES = 1 << 20
 DIRTY_OFFSET = -(-(COUNTERS_OFFSET + COUNTERS_BYTES) // PAGE_BYTES) * PAGE_BYTES
 DIRTY_BYTES = DIRTY_RING_ENTRIES * WORD_BYTES
+FIXED_BYTES = DIRTY_OFFSET + DIRTY_BYTES  # header, counters and ring: reserved at once
 DIRTY_STEP_ENTRIES = 1 << 16  # entries written at once beyond DIRTY_HEAD
 
 BUCKETS_MIN = 1024
@@ -205,7 +206,7 @@ class Regions:
         """Lay out a segment; the size of the mapping is about three times `memory_bytes`, nearly all never touched."""
         slots_max = min(memory_bytes // SLOT_BYTES, LINK_MAX)
         buckets_max = 1 << (slots_max - 1).bit_length()
-        offset = DIRTY_OFFSET + DIRTY_BYTES
+        offset = FIXED_BYTES
         buckets = []
         for _ in range(KINDS):
             buckets.append(offset)

@@ -82,8 +82,7 @@ class Segment:
         return segment
 
     def _initialise(self, memory_bytes: int, is_classic: bool) -> None:
-        fixed_bytes = layout.DIRTY_OFFSET + layout.DIRTY_BYTES
-        self.reserve(0, fixed_bytes)
+        self.reserve(0, layout.FIXED_BYTES)
         words = self.words
         words[layout.VERSION] = layout.LAYOUT_VERSION
         words[layout.SEGMENT_BYTES] = self.regions.segment_bytes
@@ -100,11 +99,11 @@ class Segment:
         The first step of the buckets and the slots is reserved, so that readers may look at any time.
         """
         words, regions = self.words, self.regions
-        table = regions.buckets[0]
-        self.mm.madvise(mmap.MADV_REMOVE, table, regions.segment_bytes - table)  # zero, and given back
+        table_bytes = regions.segment_bytes - layout.FIXED_BYTES
+        self.mm.madvise(mmap.MADV_REMOVE, layout.FIXED_BYTES, table_bytes)  # zero, and given back
         for start in (*regions.buckets, regions.slots):
             self.reserve(start, layout.GROW_BYTES)
-        words[layout.RESERVED_BYTES] = table + (layout.KINDS + 1) * layout.GROW_BYTES
+        words[layout.RESERVED_BYTES] = layout.FIXED_BYTES + (layout.KINDS + 1) * layout.GROW_BYTES
         words[layout.SLOTS_USED] = 1  # slot 0 is never used
         words[layout.ARENA_PAGES] = 0
         for kind in range(layout.KINDS):

@@ -63,6 +63,8 @@ Bought = Iterable[Any]  # units bought in a batch: user id, product id, quantity
 # the user of a purchase, else None. A plain tuple: a named one costs a tenth of a put.
 Prepared = tuple[int, bool, int, int, int, int, int, int | None]
 
+_FoundPurchase = tuple[int, int, int, int]  # slot (0: none yet), key, units, seq of the last order counted
+
 
 class TableWriter(TableReader):
     """Changes one slot at a time; `touched` collects the slots that become dirty."""
@@ -83,15 +85,13 @@ class TableWriter(TableReader):
 
     # ---- what the manager calls ----------------------------------------------------------------
 
-    def prepare(
-        self, records: Iterable[Change], bought: Iterable[Bought], orders: Iterable[Change]
-    ) -> list[Prepared]:
+    def prepare(self, records: Iterable[Change], bought: Iterable[Bought], orders: Iterable[Change]) -> list[Prepared]:
         """Find room for all of a batch, so that `publish` can not fail; nothing of it is visible yet.
 
         Raises `MemoryFull`, and then nothing has changed.
         """
         prepared: list[Prepared] = []
-        try:
+        try:  # what was made before an exception stays in the list
             prepared.extend(self._prepare_record(*change) for change in records)
             prepared.extend(self._prepare_purchase(*item) for item in bought)
             prepared.extend(self._prepare_record(*change) for change in orders)
@@ -135,11 +135,11 @@ class TableWriter(TableReader):
 
         `seq` 0 (rows of a database) is always counted. Raises `MemoryFull`, and then nothing has changed.
         """
-        slot, _, counted_seq = self._find_purchase(user_id, product_id, self._purchase_key(user_id, product_id))
+        slot, _, _, counted_seq = found = self._find_purchase(user_id, product_id)
         if slot and seq and counted_seq >= seq:
             self._link_purchase(self._user_slot(user_id), slot)  # its writer may have died just before
         else:
-            self.publish((self._prepare_purchase(user_id, product_id, quantity, seq),))
+            self.publish((self._prepare_purchase(user_id, product_id, quantity, seq, found),))
 
     def presize(self, kind: int, records: int) -> None:
         """Prepare an empty kind for so many records (first load): cheaper than to grow with each of them."""
@@ -181,9 +181,10 @@ class TableWriter(TableReader):
     def _prepare_record(self, kind: int, id: int, seq: int, body: bytes | None, private: bytes) -> Prepared:
         return self._prepare(self._chains[kind].find(id), kind, id, seq, body, private, None)
 
-    def _prepare_purchase(self, user_id: int, product_id: int, quantity: int, seq: int) -> Prepared:
-        key = self._purchase_key(user_id, product_id)
-        slot, units, _ = self._find_purchase(user_id, product_id, key)
+    def _prepare_purchase(
+        self, user_id: int, product_id: int, quantity: int, seq: int, found: _FoundPurchase | None = None
+    ) -> Prepared:
+        slot, key, units, _ = found or self._find_purchase(user_id, product_id)
         body = b'"%d":%d' % (product_id, units + quantity)
         private = user_id.to_bytes(8, "little") + seq.to_bytes(8, "little")
         return self._prepare(slot, Kind.PURCHASE, key, seq, body, private, user_id)
@@ -294,18 +295,18 @@ class TableWriter(TableReader):
         seed = self._seed
         return hash(user_id * (user_id + seed) * seed + product_id * (product_id + seed))
 
-    def _find_purchase(self, user_id: int, product_id: int, key: int) -> tuple[int, int, int]:
-        """Return the slot of a purchase (0: none yet), its units, and the seq of the last order counted."""
+    def _find_purchase(self, user_id: int, product_id: int) -> _FoundPurchase:
         words, owner = self._words, user_id.to_bytes(8, "little")
+        key = self._purchase_key(user_id, product_id)
         slot = words[self._chains[Kind.PURCHASE].bucket(key)]
         while slot:
             if words[slot + KEY] == key:
                 record, private = self._peek(slot)
                 name, _, units = record.rpartition(b":")
                 if private.startswith(owner) and name.endswith(b'"%d"' % product_id):
-                    return slot, int(units), int.from_bytes(private[8:], "little")
+                    return slot, key, int(units), int.from_bytes(private[8:], "little")
             slot = words[slot + NEXT] & NEXT_MASK
-        return 0, 0, 0
+        return 0, key, 0, 0
 
     def _user_slot(self, user_id: int) -> int:
         """Return the slot that the list hangs on; a deleted user of old orders gets a tombstone (first load)."""
@@ -360,8 +361,7 @@ class TableWriter(TableReader):
         """Rebuild everything private from the slots, and repair what the predecessor was interrupted in."""
         words = self._words
         regions = [self._slot_region, self._arena.region, *(chains.region for chains in self._chains)]
-        fixed_bytes = layout.DIRTY_OFFSET + layout.DIRTY_BYTES
-        words[layout.RESERVED_BYTES] = fixed_bytes + sum(region.reserved_bytes for region in regions)
+        words[layout.RESERVED_BYTES] = layout.FIXED_BYTES + sum(region.reserved_bytes for region in regions)
         for chains in self._chains:
             chains.repair()
         records = [0] * KINDS

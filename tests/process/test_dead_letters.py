@@ -121,8 +121,8 @@ def test_letters_that_fail_again_do_not_stand_before_the_others(server: ServerPr
     count = REPLAY_MAX + 10
     with server.raw() as client:
         for first in range(1, count + 1, 10):
-            batch = range(first, first + 10)
-            answers = client.pipeline([create_request(id, "poison" if id <= REPLAY_MAX else "poison b") for id in batch])
+            names = {id: "poison" if id <= REPLAY_MAX else "poison b" for id in range(first, first + 10)}
+            answers = client.pipeline([create_request(id, name) for id, name in names.items()])
             assert {answer.status for answer in answers} == {200}
     server.flush()
     assert len(dead_ids(server, "users")) == count

@@ -27,6 +27,10 @@ def segment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Segment]:
         yield segment
 
 
+def test_reader_in_time_is_a_step_away_from_what_is_overwritten() -> None:
+    assert dirty._BEHIND_MAX + layout.DIRTY_STEP_ENTRIES <= layout.DIRTY_RING_ENTRIES
+
+
 def test_first_take_tells_to_scan(segment: Segment) -> None:
     writer, reader = DirtyWriter(segment), DirtyReader(segment)
     writer.append([1, 2])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tools import load
-from tools.connection import Answer, BrokenAnswer, Connection, get
+from tools.connection import BrokenAnswer, Connection, get
 
 Reply = tuple[int, bytes]
 
@@ -265,5 +265,5 @@ def test_broken_answer_is_an_error_and_the_next_exchange_connects_again(answer: 
         connection = Connection("127.0.0.1", port, 5)
         with pytest.raises(BrokenAnswer):
             connection.exchange(get("host", "/"))
-        assert connection.exchange(get("host", "/")) == Answer(200, b"ok")
+        assert connection.exchange(get("host", "/"))[:2] == (200, b"ok")
         connection.close()

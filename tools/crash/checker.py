@@ -33,6 +33,8 @@ from typing import NamedTuple
 
 from tools.crash.history import NEVER, Fate, Final, History, Key, OrderRequest, Read, Terms, Write
 
+VALUE_CHARACTERS_SHOWN = 40
+
 
 class Fault(Enum):
     """What can be wrong. The names are those of the table that is printed."""
@@ -129,16 +131,18 @@ def _check_record(writes: list[Write], reads: list[Read]) -> Iterator[Violation]
     versions = {id(write): _Version(write, write.replied, write.invoked) for write in writes}
     by_value = {write.value: versions[id(write)] for write in writes if write.value is not None}
     for read in reads:
-        if read.value is not None:
-            version = by_value.get(read.value)
-            if version is None:
-                yield Violation(Fault.INVENTED, f"{_name(read.key)} was read as {read.value}, which nobody wrote")
-            elif read.replied < version.write.invoked:
-                yield Violation(Fault.INVENTED, f"{_name(read.key)} was read as {read.value} before that was written")
-            elif version.write.fate is Fate.REFUSED:
-                yield Violation(Fault.RESURRECTED, f"{_name(read.key)} was read as {read.value}, which was refused")
-            else:
-                version.note(read)
+        if read.value is None:
+            continue
+        version = by_value.get(read.value)
+        shown = f"{_name(read.key)} was read as {_cut(read.value)}"
+        if version is None:
+            yield Violation(Fault.INVENTED, f"{shown}, which nobody wrote")
+        elif read.replied < version.write.invoked:
+            yield Violation(Fault.INVENTED, f"{shown} before that was written")
+        elif version.write.fate is Fate.REFUSED:
+            yield Violation(Fault.RESURRECTED, f"{shown}, which was refused")
+        else:
+            version.note(read)
     possible = [version for version in versions.values() if version.write.fate is not Fate.REFUSED]
     yield from _check_absence(possible, [read for read in reads if read.value is None])
     yield from _check_order(possible)
@@ -180,8 +184,8 @@ def _check_order(versions: list[_Version]) -> Iterator[Violation]:
         if older and newer_ones and _seq_of(older[-1]) >= _seq_of(newer_ones[0]):
             yield Violation(
                 Fault.BACKWARDS,
-                f"{_name(version.write.key)}: {version.write.value}, never answered, was read before"
-                f" {newer_ones[0].write.value} and after {older[-1].write.value}, which is not older",
+                f"{_name(version.write.key)}: {_cut(version.write.value)}, never answered, was read before"
+                f" {_cut(newer_ones[0].write.value)} and after {_cut(older[-1].write.value)}, which is not older",
             )
     for index, one in enumerate(unanswered):
         for other in unanswered[index + 1 :]:
@@ -192,7 +196,8 @@ def _check_order(versions: list[_Version]) -> Iterator[Violation]:
 def _reversal(older: _Version, newer: _Version) -> Violation:
     is_lost = newer.seen == newer.write.replied
     how = "answered" if is_lost else "read"
-    text = f"{_name(older.write.key)}: {older.write.value} was there after {newer.write.value}, newer, was {how}"
+    old, new = _cut(older.write.value), _cut(newer.write.value)
+    text = f"{_name(older.write.key)}: {old} was there after {new}, newer, was {how}"
     return Violation(Fault.LOST if is_lost else Fault.BACKWARDS, text)
 
 
@@ -202,6 +207,13 @@ def _seq_of(version: _Version) -> int:
 
 def _name(key: Key) -> str:
     return f"{key[0]} {key[1]}"
+
+
+def _cut(value: str | None) -> str:
+    """Return the beginning of a value; it starts with what is unique in it."""
+    if value is None:
+        return "(deleted)"
+    return value if len(value) <= VALUE_CHARACTERS_SHOWN else value[:VALUE_CHARACTERS_SHOWN] + "..."
 
 
 # ---- orders and stock ------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ TRIES_MAX = 50  # of one write with a key; then its outcome stays unknown
 
 REFUSED = {"user": {401, 404, 409, 503, 507}, "product": {404, 409, 503, 507}, "order": {400, 404, 503, 507}}
 
+JsonObject = dict[str, Any]
+
 _SEQ = re.compile(rb"\r\nwrite-seq: *(\d+) *\r\n", re.IGNORECASE)
 
 
@@ -343,9 +345,6 @@ class _Client:
         self._tokens += 1
         padding = "x" * self._chance.randint(0, PADDING_BYTES_MAX)
         return f"{self._number}-{self._tokens}-{padding}"
-
-
-JsonObject = dict[str, Any]
 
 
 # ---- values ----------------------------------------------------------------------------------------------------

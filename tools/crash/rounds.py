@@ -29,6 +29,11 @@ from tools.crash.server import Server, ServerFailed
 
 ROLES = ("worker", "manager", "persister", "writer", "supervisor", "group")
 CLIENTS = 6
+# the smallest segments, so that the journal goes on in new ones and gives up old ones while processes die
+SERVER = (
+    "--persist-period-ms", "100", "--memory", "256MiB", "--journal-segment", "1MiB", "--journal-max", "64MiB",
+    "--log-level", "warning",
+)  # fmt: skip
 LEVELS = (*["journal"] * 20, *["memory"] * 10, "database")  # the last one waits for a period
 WAIT_S = (0.02, 0.3)  # from serving again to the next kill
 AGAIN_SHARE = 0.2  # of the kills are followed by another one before the server serves again
@@ -64,7 +69,7 @@ class Report:
 
 def run_session(data_dir: Path, kills: list[str], workers: int, seed: int, report: Report) -> None:
     """Run one session of these kills. What goes wrong is a violation in the report."""
-    server = Server(data_dir, workers, "--persist-period-ms", "100", "--memory", "256MiB", "--log-level", "warning")
+    server = Server(data_dir, workers, *SERVER)
     load = Load(server, CLIENTS, seed, LEVELS)
     violations: list[Violation] = []
     try:

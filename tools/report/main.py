@@ -4,9 +4,9 @@
                                                             └-> Summary -> terminal, report.json, .csv, .html
 
 It looks from outside and changes nothing: no request is sent, the server is not slowed down but for the CPU that the
-report uses itself, which it says. Ctrl-C, or the end of the server, ends it early; what was sampled is still reported.
-A process that is replaced meanwhile is followed by its role. Leaves out threads one by one, and processes that a
-replaced worker leaves behind while it finishes what is in flight.
+report uses itself, which it says. Ctrl-C, SIGTERM or the end of the server ends it early; what was sampled is still
+reported. A process that is replaced meanwhile is followed by its role. Leaves out threads one by one, and a replaced
+worker that still finishes what is in flight.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
     """Sample, show, save; 1 when there is no such server, or it ended at once."""
     options = _parse(arguments)
     started = datetime.now(UTC).isoformat(timespec="seconds")
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     view = LiveView(sys.stdout, options.seconds)
     try:
         name = segment_by_pid(options.pid) if options.pid else segment_by_directory(options.data_dir)
@@ -69,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 
 def take_samples(target: Target, seconds: float, interval_s: float, show: Callable[[Interval], None]) -> list[Sample]:
-    """Sample for some time; shorter when the server ends or on Ctrl-C."""
+    """Sample for some time; shorter when the server ends or somebody ends the report."""
     samples: list[Sample] = []
     follower = Follower()
     start = time.monotonic()

@@ -43,9 +43,9 @@ svg .value { text-anchor: end; } svg .time { text-anchor: middle; }
 .grid { stroke: #e8ebef; } .axis { stroke: #9aa3ad; } .mark { stroke: #b8433a; stroke-dasharray: 4 3; }
 polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; } polygon { stroke: #fff; stroke-width: .4; }
 .card { padding: 12px 16px; overflow-x: auto; } .replaced { color: #96281f; }
-table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: 12.5px; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; line-height: 1.25; }
-th, td { text-align: right; padding: 5px 0 5px 12px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: right; padding: 5px 0 5px 9px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr:last-child td { border-bottom: 0; font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 0; } dd { margin: 0; }
@@ -113,7 +113,7 @@ def charts_of(intervals: Sequence[Interval]) -> list[Chart]:
         Chart("Requests", f"means of {RATE_WINDOW_S:g} s, stacked", "per second", times,
               [server("reads", BLUE, lambda one: one.reads_per_s),
                server("writes", ORANGE, lambda one: one.writes_per_s)], is_stacked=True),
-        Chart("Flush lag", "age of the oldest change not in SQLite, highest since the last sample", "ms", times,
+        Chart("Flush lag", "age of the oldest change not in SQLite, its peaks", "ms", times,
               [server("flush lag", BLUE, lambda one: one.sample.server.flush_lag_ms)], keeps_peaks=True),
         Chart("Memory", "PSS per process, stacked: every page counts once", "MiB", times,
               size(lambda one: one.pss_bytes), is_stacked=True, has_legend=False),

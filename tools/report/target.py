@@ -31,7 +31,10 @@ class ServerNotFound(MillraceError):
 
 def segment_by_directory(data_dir: Path) -> str:
     """Return the name of the segment of the server in a data directory."""
-    run = read_run(data_dir)
+    try:
+        run = read_run(data_dir)
+    except OSError as error:
+        raise ServerNotFound(f"{data_dir}: {error.strerror}") from None
     if run is None:
         raise ServerNotFound(f"no server runs in {data_dir}")
     return run.segment

@@ -10,12 +10,12 @@ from tools.report.figures import ALL, Interval, RoleSummary, Spent, Summary, tot
 
 LIVE_HEADINGS = ("process", "pid", "CPU %", "USS MiB", "PSS MiB", "RSS MiB", "threads", "fds",
                  "waits/s", "preempted/s", "read/s", "written/s")  # fmt: skip
-HEADINGS = ("process", "pid", "CPU %", "max", "user s", "system s", "USS MiB", "PSS MiB", "max", "RSS MiB", "threads",
-            "fds", "waits/s", "preempted/s", "read", "written")  # fmt: skip
+HEADINGS = ("process", "pid", "CPU %", "max %", "user s", "system s", "USS MiB", "PSS MiB", "max MiB", "RSS MiB",
+            "threads", "fds", "waits/s", "preempted/s", "read", "written")  # fmt: skip
 EXPLANATION = (
     "CPU: 100 % is one core. PSS adds up to the memory of the server, RSS does not: it counts shared pages in each"
-    " process. waits: voluntary context switches, preempted: involuntary ones, both of the main thread. read, written:"
-    " bytes to and from disk."
+    " process. max: the highest of a sample. waits: voluntary context switches, preempted: involuntary ones,"
+    " both of the main thread. read, written: bytes to and from disk. A pid with (+1): its role was replaced once."
 )
 
 Cells = list[str]
@@ -126,11 +126,16 @@ def summary_rows(summary: Summary) -> list[Cells]:
 
 def _summary_row(role: str, one: RoleSummary, seconds: float) -> Cells:
     return [
-        role, " ".join(map(str, one.pids)), f"{one.cpu_percent:.1f}", f"{one.cpu_percent_max:.1f}",
+        role, pid_text(one.pids), f"{one.cpu_percent:.1f}", f"{one.cpu_percent_max:.1f}",
         f"{one.spent.user_s:.2f}", f"{one.spent.system_s:.2f}", mib(one.uss_bytes), mib(one.pss_bytes),
         mib(one.pss_bytes_max), mib(one.rss_bytes), str(one.threads_max), str(one.fds_max),
         *_rates(one.spent, seconds), amount(one.spent.read_bytes), amount(one.spent.written_bytes),
     ]  # fmt: skip
+
+
+def pid_text(pids: Sequence[int]) -> str:
+    """Return the last pid, and how many the role had before it."""
+    return f"{pids[-1]} (+{len(pids) - 1})" if len(pids) > 1 else str(pids[-1])
 
 
 def aligned(headings: Sequence[str], rows: Sequence[Cells]) -> list[str]:
