@@ -73,7 +73,7 @@ class Feed:
         if not self.pending:
             self.pending, self.pending_upto = self.later, self.later_upto
             self.later = set()
-        # a successor of the manager marks slots dirty again whose changes are in the database: no news, but they must go
+        # a new manager marks slots dirty again whose changes are in the database: no news, but they must go
         if not self.pending and self.pending_upto <= self.checkpoint:
             return False
         rows, newest_seq = diff.take_rows(reader, self.kind, self.pending)

@@ -90,7 +90,8 @@ class Persister:
         self._period_at = 0.0
         self._synced_seq = 0
         self._sync_at = 0.0  # when the manager may be asked again
-        self._marks: deque[tuple[int, float]] = deque()  # (seq, when it was first seen published)
+        self._looked_at = time.monotonic()
+        self._marks: deque[tuple[int, float]] = deque()  # (seq, no change up to it was published before this time)
 
     def run(self, stop: StopSignal) -> int:
         """Work until a stop and the last flush; leave at once when the supervisor is gone."""
@@ -244,7 +245,7 @@ class Persister:
             words[layout.CHECKPOINT + kind] = feed.checkpoint
         words[layout.PERSISTED_SEQ] = min(checkpoints)
         self._outbox[Checkpoints] = encode(Checkpoints(*checkpoints))
-        self._measure_lag()
+        self._publish_lag()
 
     def _send_to_manager(self) -> None:
         for message in list(self._outbox):
@@ -254,17 +255,17 @@ class Persister:
     # ---- flush lag -----------------------------------------------------------------------------------
 
     def _mark(self, published: int) -> None:
-        """Remember when a seq was first seen published."""
+        """Remember since when changes up to a seq may have been published: since the look before this one."""
         if published > max(self._words[layout.PERSISTED_SEQ], self._marks[-1][0] if self._marks else 0):
             if len(self._marks) < LAG_MARKS_MAX:
-                self._marks.append((published, time.monotonic()))
+                self._marks.append((published, self._looked_at))
             else:
                 self._marks[-1] = (published, self._marks[-1][1])
-        self._measure_lag()
+        self._looked_at = time.monotonic()
+        self._publish_lag()
 
-    def _measure_lag(self) -> None:
+    def _publish_lag(self) -> None:
         persisted = self._words[layout.PERSISTED_SEQ]
         while self._marks and self._marks[0][0] <= persisted:
             self._marks.popleft()
-        lag_s = time.monotonic() - self._marks[0][1] if self._marks else 0.0
-        self._words[layout.FLUSH_LAG_MS] = int(lag_s * 1000)
+        self._words[layout.UNFLUSHED_SINCE_MS] = int(self._marks[0][1] * 1000) if self._marks else 0

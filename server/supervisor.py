@@ -160,6 +160,8 @@ class Supervisor:
                 self._act_on_time()
             return self._exit_code
         finally:
+            for number in (signal.SIGTERM, signal.SIGINT):  # late ones must not change the exit code
+                signal.signal(number, signal.SIG_IGN)
             self._kill_all()
             signal.set_wakeup_fd(-1)
             self._close()

@@ -96,12 +96,17 @@ def statistics(segment: Segment, worker_slots: int, now: float) -> dict[str, Any
         },
         "checkpoints": {DATABASE_NAMES[kind]: words[layout.CHECKPOINT + kind] for kind in PERSISTED_KINDS},
         "dirty_records": words[layout.DIRTY_RECORDS],
-        "flush_lag_ms": words[layout.FLUSH_LAG_MS],
+        "flush_lag_ms": flush_lag_ms(words[layout.UNFLUSHED_SINCE_MS]),
         "dead_letters": dead_letters,
         "journal_bytes": words[layout.JOURNAL_BYTES],
         "manager_epoch": words[layout.MANAGER_EPOCH],
         "processes": _processes(segment, worker_slots),
     }
+
+
+def flush_lag_ms(unflushed_since_ms: int) -> int:
+    """Return the age of the oldest change that is not in SQLite; 0 when there is none."""
+    return max(0, int(time.monotonic() * 1000) - unflushed_since_ms) if unflushed_since_ms else 0
 
 
 def _processes(segment: Segment, worker_slots: int) -> dict[str, dict[str, int]]:

@@ -39,7 +39,8 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     18     DIRTY_HEAD           manager      slots ever written to the dirty ring
     19     ARENA_PAGES          manager      arena pages reserved so far
     20     DIRTY_RECORDS        persister    distinct records found dirty in the last period
-    21     FLUSH_LAG_MS         persister    age of the oldest change not in SQLite, 0 = none
+    21     UNFLUSHED_SINCE_MS   persister    monotonic ms at which the oldest change not in SQLite was published (at
+                                             most a period too early), 0 = none; the flush lag counts from it
     22     PERSISTED_SEQ        persister    the smallest of the checkpoints below
     24-26  CHECKPOINT + kind    persister    every change of that kind up to this seq is committed in its database
     28     WORKERS              supervisor   worker slots that have a process, from 0
@@ -127,7 +128,7 @@ JOURNAL_POSITION = 16
 DIRTY_HEAD = 18
 ARENA_PAGES = 19
 DIRTY_RECORDS = 20
-FLUSH_LAG_MS = 21
+UNFLUSHED_SINCE_MS = 21
 PERSISTED_SEQ = 22
 CHECKPOINT = 24
 WORKERS = 28

@@ -20,7 +20,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tools.connection import Answer, Connection, get, post
 from tools.crash.history import (
@@ -37,6 +37,7 @@ from tools.crash.history import (
     Terms,
     Write,
 )
+from tools.crash.values import JsonObject, order_of, product_value, user_value, value_of
 
 ANSWER_TIMEOUT_S = 30.0  # beyond the server's own limit for a write: then it hangs
 REFUSED_PAUSE_S = 0.005  # after a 503 or a lost connection; the real Retry-After would leave nothing to be killed
@@ -51,8 +52,6 @@ KEY_SHARE = 0.3  # of the writes
 TRIES_MAX = 50  # of one write with a key; then its outcome stays unknown
 
 REFUSED = {"user": {401, 404, 409, 503, 507}, "product": {404, 409, 503, 507}, "order": {400, 404, 503, 507}}
-
-JsonObject = dict[str, Any]
 
 _SEQ = re.compile(rb"\r\nwrite-seq: *(\d+) *\r\n", re.IGNORECASE)
 
@@ -345,36 +344,6 @@ class _Client:
         self._tokens += 1
         padding = "x" * self._chance.randint(0, PADDING_BYTES_MAX)
         return f"{self._number}-{self._tokens}-{padding}"
-
-
-# ---- values ----------------------------------------------------------------------------------------------------
-
-
-def user_value(body: JsonObject) -> str:
-    return f"{body['username']} {body['email']}"
-
-
-def product_value(body: JsonObject) -> str:
-    return f"{body['name']} {body['description']} {body['price']}"
-
-
-def value_of(kind: str, id: int, body: bytes) -> tuple[str, int | None]:
-    """Return the value that a body shows, and the stock of a product; a body of another form is a value of its own."""
-    try:
-        record = json.loads(body)
-        if record["id"] == id:
-            if kind == "user":
-                return user_value(record), None
-            return product_value(record), record["quantity"]
-    except (ValueError, KeyError, TypeError):
-        pass
-    return repr(body), None
-
-
-def order_of(body: bytes) -> tuple[int, Terms]:
-    """Return the id and the terms of an order as it is answered."""
-    record = json.loads(body)
-    return record["id"], Terms(record["product_id"], record["user_id"], record["quantity"])
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------

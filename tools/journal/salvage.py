@@ -87,7 +87,7 @@ def _copy(survey: Survey, journal: Journal, target: Path, later_path: Path) -> S
 def describe(salvaged: Salvaged) -> str:
     """Say what is in the new journal, and what is not."""
     upto = f", up to seq {salvaged.last_seq}" if salvaged.groups else ""
-    lines = [f"salvaged: {salvaged.groups} groups{upto} -> {salvaged.directory} (a server can start on it)"]
+    lines = [f"salvaged: {salvaged.groups} groups{upto} -> {salvaged.directory}"]
     if salvaged.later_seqs is not None:
         first, last = salvaged.later_seqs
         lines += [
@@ -97,5 +97,6 @@ def describe(salvaged: Salvaged) -> str:
             if first > salvaged.last_seq + 1
             else "gap: no seq is missing between, but the groups are out of place",
             "The groups behind the gap can not be replayed safely. What the databases hold of them is not lost.",
+            "A server that finds in one database what another has lost with the gap refuses to start on it.",
         ]
     return "\n".join(lines)
