@@ -10,6 +10,9 @@ So at most an eighth of a block is lost to rounding, and a free block serves any
 pages kept from other classes by a few blocks: when memory runs out, `TableWriter` moves those records together
 (`sparse_pages`).
 
+When the budget is used up and another region has to grow, free pages give their memory back (`give_back`). A page
+without memory is a hole, and reserved again before it is used.
+
 A class that is in use always keeps one free block (`allocate`): a record that only changes needs a fresh block while
 the old one still serves readers, and must find it when memory is full.
 """
@@ -27,6 +30,7 @@ from server.shm.segment import Region, Segment
 
 _PAGE_SHIFT = ARENA_PAGE_BYTES.bit_length() - 1
 _PAGE_MASK = ARENA_PAGE_BYTES - 1
+_STEP_PAGES = layout.GROW_BYTES // ARENA_PAGE_BYTES
 _SMALL_MAX = 1024
 
 # places of a page outside of the list of its class's pages with room
@@ -73,11 +77,14 @@ class Arena:
     """Allocate and free blocks; offsets are bytes from the start of the arena, divisible by 8."""
 
     def __init__(self, segment: Segment) -> None:
+        self._segment = segment
         self._words = segment.words
         pages = self._words[layout.ARENA_PAGES]
-        self.region = Region(segment, segment.regions.arena, segment.regions.arena_bytes, pages * ARENA_PAGE_BYTES)
+        self._start = segment.regions.arena
+        self.region = Region(segment, self._start, segment.regions.arena_bytes, pages * ARENA_PAGE_BYTES)
         self._pages = [_Page(number) for number in range(pages)]
-        self._free_pages = list(range(pages - 1, -1, -1))
+        self._free_pages: list[int] = []  # the longest free first
+        self._holes: list[int] = []
         self._cuts = [array("H", reversed(range(0, ARENA_PAGE_BYTES - size + 1, size))) for size in _SIZES]
         self._roomy: list[list[_Page]] = [[] for _ in _SIZES]  # pages with free blocks, by class
         self._pages_in = [0] * len(_SIZES)
@@ -103,7 +110,8 @@ class Arena:
             page.free = array("H", (offset for offset in page.free if not taken[offset // size]))
             if page.free:
                 self._list(page)
-        self._free_pages = [page.number for page in reversed(self._pages) if page.index < 0]
+        for number in [page.number for page in self._pages if page.index < 0]:
+            (self._free_pages if self._try_refill(number) else self._holes).append(number)
         for index, roomy in enumerate(self._roomy):
             if self._pages_in[index] and not roomy and self._free_pages:
                 self._add_page(index)
@@ -134,6 +142,19 @@ class Arena:
         """Give a block back; its bytes may be overwritten from now on."""
         self.freed_bytes += _SIZES[self._pages[offset >> _PAGE_SHIFT].index]
         self._put_back(offset)
+
+    def give_back(self) -> bool:
+        """Give a step of memory that is in free pages back to the system, for another region; False: there is none.
+
+        A reader that was stopped in the middle of a read may still touch it: not when /dev/shm itself is full.
+        """
+        if len(self._free_pages) < _STEP_PAGES or not self._segment.has_headroom():
+            return False
+        for number in self._free_pages[:_STEP_PAGES]:
+            self._segment.give_back(self._start + (number << _PAGE_SHIFT), ARENA_PAGE_BYTES)
+            self._holes.append(number)
+        del self._free_pages[:_STEP_PAGES]
+        return True
 
     def sparse_pages(self) -> set[int]:
         """Return the numbers of pages whose records would fit into the fuller pages of their class."""
@@ -174,14 +195,34 @@ class Arena:
         self._pages_in[index] += 1
 
     def _add_page(self, index: int) -> None:
-        if not self._free_pages:
-            self.region.ensure((self.pages + 1) << _PAGE_SHIFT)
-            self._free_pages.append(self.pages)
-            self._pages.append(_Page(self.pages))
-            self._words[layout.ARENA_PAGES] = self.pages
-        page = self._pages[self._free_pages.pop()]
+        page = self._pages[self._take_page()]
         self._cut(page, index)
         self._list(page)
+
+    def _take_page(self) -> int:
+        if self._free_pages:
+            return self._free_pages.pop()
+        if self._holes:
+            if not self._try_refill(self._holes[-1]):
+                raise MemoryFull("--memory is used up")
+            return self._holes.pop()
+        number = self.pages
+        self.region.ensure((number + 1) << _PAGE_SHIFT)
+        self._pages.append(_Page(number))
+        self._words[layout.ARENA_PAGES] = number + 1
+        return number
+
+    def _try_refill(self, number: int) -> bool:
+        """Reserve the memory of a page, which it may have or not; False when that is more than there is."""
+        start = self._start + (number << _PAGE_SHIFT)
+        try:
+            self._segment.reserve(start, ARENA_PAGE_BYTES)
+        except MemoryFull:
+            return False
+        if self._words[layout.RESERVED_BYTES] > self._words[layout.MEMORY_BYTES]:
+            self._segment.give_back(start, ARENA_PAGE_BYTES)
+            return False
+        return True
 
     def _vacate(self, page: _Page) -> None:
         """Free a page that became empty, unless it has the only free blocks of a class that is in use."""

@@ -26,7 +26,7 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     5      HASH_SEED            supervisor   random; mixed into every key hash so that nobody can aim at one bucket
     6      CONTRACT             supervisor   1 = classic, 0 = default
     7      MANAGER_EPOCH        supervisor   the epoch of the manager that runs, or of the next one once it died
-    8      RESERVED_BYTES       manager      sum of all reservations, never over MEMORY_BYTES (first by supervisor)
+    8      RESERVED_BYTES       manager      memory of the segment, never over MEMORY_BYTES (at first: supervisor)
     9      READY_EPOCH          manager      epoch whose manager takes commands; writes are up when it equals word 7
     10     TABLE_STATE          manager      TABLE_LOADING until the first load is complete, then TABLE_SERVING
     11     PUBLISHED_SEQ        manager      every change up to this seq is in the table and in the dirty ring
@@ -169,7 +169,8 @@ LINK_SHIFT = 32
 LINK_MAX = (1 << 32) - 1
 ARENA_BYTES_MAX = 1 << 39  # 36 bits of 8-byte units
 
-RECORD_BYTES_MAX = LENGTH_MASK  # the largest body (two texts of 4,096 bytes, six JSON bytes each) is below 50,000
+# with the private part; the largest body (two texts of 4,096 bytes, at most six bytes of JSON each) is below 50,000
+RECORD_BYTES_MAX = LENGTH_MASK
 PRIVATE_BYTES_MAX = PRIVATE_MASK
 
 # counters: block 0 supervisor, 1 manager, 2 persister, 3-5 writers by kind, 6.. workers by slot

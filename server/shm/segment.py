@@ -5,7 +5,8 @@ and without the resource tracker of multiprocessing. The tracker (a helper proce
 `SharedMemory`) unlinks the segment should the supervisor be killed.
 
 Touching memory that was never reserved is a SIGBUS when /dev/shm is full, so a `Region` calls `posix_fallocate`
-first: a full /dev/shm is an exception (`MemoryFull`), never a signal.
+first: a full /dev/shm is an exception (`MemoryFull`), never a signal. How much is reserved is asked of the file
+itself, so no crash can get it wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import errno
 import mmap
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -24,6 +26,7 @@ from server.shm.layout import Regions
 
 NAME_PREFIX = "millrace-"
 SHM_DIRECTORY = "/dev/shm"
+STAT_BLOCK_BYTES = 512  # unit of st_blocks, whatever the file system's own
 
 
 class Segment:
@@ -99,11 +102,9 @@ class Segment:
         The first step of the buckets and the slots is reserved, so that readers may look at any time.
         """
         words, regions = self.words, self.regions
-        table_bytes = regions.segment_bytes - layout.FIXED_BYTES
-        self.mm.madvise(mmap.MADV_REMOVE, layout.FIXED_BYTES, table_bytes)  # zero, and given back
+        self.give_back(layout.FIXED_BYTES, regions.segment_bytes - layout.FIXED_BYTES)
         for start in (*regions.buckets, regions.slots):
             self.reserve(start, layout.GROW_BYTES)
-        words[layout.RESERVED_BYTES] = layout.FIXED_BYTES + (layout.KINDS + 1) * layout.GROW_BYTES
         words[layout.SLOTS_USED] = 1  # slot 0 is never used
         words[layout.ARENA_PAGES] = 0
         for kind in range(layout.KINDS):
@@ -118,6 +119,20 @@ class Segment:
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise MemoryFull(f"{SHM_DIRECTORY} is full") from None
             raise
+        self._count_reserved()
+
+    def give_back(self, offset: int, size: int) -> None:
+        """Return the memory of a range to the system; it reads as zeros, and must be reserved before it is written."""
+        self.mm.madvise(mmap.MADV_REMOVE, offset, size)
+        self._count_reserved()
+
+    def has_headroom(self) -> bool:
+        """Whether a late reader of a range given back would not meet a full file system (which is a SIGBUS)."""
+        device = os.fstatvfs(self.descriptor)
+        return device.f_blocks == 0 or device.f_bavail * device.f_frsize >= layout.GROW_BYTES  # 0: without a limit
+
+    def _count_reserved(self) -> None:
+        self.words[layout.RESERVED_BYTES] = os.fstat(self.descriptor).st_blocks * STAT_BLOCK_BYTES
 
     def close(self) -> None:
         """Unmap; the creator also removes the segment, even when parts of it are still in use here."""
@@ -140,6 +155,7 @@ class Region:
         self._start = start
         self._size_max = size_max
         self.reserved_bytes = min(-(-used_bytes // layout.GROW_BYTES) * layout.GROW_BYTES, size_max)
+        self.make_room: Callable[[], bool] | None = None  # tries to free a step of the budget elsewhere
 
     def ensure(self, used_bytes: int) -> None:
         """Reserve up to `used_bytes` from the start. Raises `MemoryFull`; steps reserved before that stay so."""
@@ -148,13 +164,14 @@ class Region:
 
     def _grow(self) -> None:
         step = min(layout.GROW_BYTES, self._size_max - self.reserved_bytes)
-        words = self._segment.words
-        total = words[layout.RESERVED_BYTES] + step
-        if step <= 0 or total > words[layout.MEMORY_BYTES]:
+        if step <= 0 or not (self._is_in_budget(step) or (self.make_room and self.make_room())):
             raise MemoryFull("--memory is used up")
         self._segment.reserve(self._start + self.reserved_bytes, step)
         self.reserved_bytes += step
-        words[layout.RESERVED_BYTES] = total
+
+    def _is_in_budget(self, step: int) -> bool:
+        words = self._segment.words
+        return words[layout.RESERVED_BYTES] + step <= words[layout.MEMORY_BYTES]
 
 
 def remove_stale(name: str) -> bool:

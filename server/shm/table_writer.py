@@ -8,6 +8,7 @@ A deleted record leaves a tombstone, so that the persister finds the deletion; `
 deletion is in SQLite. A user's tombstone stays while he has purchases: the list hangs on it, should his id come back.
 
 Slots and buckets once reserved stay: memory that small records needed for them is not there for larger ones later.
+The other way round the arena gives memory back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from server.shm import layout
 from server.shm.arena import Arena
 from server.shm.chains import Chains
 from server.shm.layout import (
-    ARENA_PAGE_BYTES,
     CHECK,
     CRC_MASK,
     KEY,
@@ -37,14 +37,11 @@ from server.shm.layout import (
     NEXT,
     NEXT_MASK,
     OFFSET_SHIFT,
-    PRIVATE_BYTES_MAX,
     PRIVATE_MASK,
     PRIVATE_SHIFT,
-    RECORD_BYTES_MAX,
     RECORDS,
     REF,
     SEQ,
-    SLOT_BYTES,
     SLOT_USED,
     SLOT_WORDS,
     TAG_MASK,
@@ -78,8 +75,8 @@ class TableWriter(TableReader):
         self._tombstones: list[deque[tuple[int, int]]] = [deque() for _ in range(KINDS)]  # (seq, slot)
         self._chains = [Chains(segment, kind, self._seed) for kind in range(KINDS)]
         self._arena = Arena(segment)
-        slots_bytes = segment.words[layout.SLOTS_USED] * SLOT_BYTES
-        slots_max_bytes = segment.regions.slots_max * SLOT_BYTES
+        slots_bytes = segment.words[layout.SLOTS_USED] * layout.SLOT_BYTES
+        slots_max_bytes = segment.regions.slots_max * layout.SLOT_BYTES
         self._slot_region = Region(segment, segment.regions.slots, slots_max_bytes, slots_bytes)
         self._adopt()
 
@@ -260,7 +257,7 @@ class TableWriter(TableReader):
         length = len(data)
         data += private
         size = len(data)
-        if length > RECORD_BYTES_MAX or len(private) > PRIVATE_BYTES_MAX or size > ARENA_PAGE_BYTES:
+        if size > layout.RECORD_BYTES_MAX or len(private) > layout.PRIVATE_BYTES_MAX:
             raise ValueError(f"record of {length} + {len(private)} bytes")
         replaced = self._words[slot + REF] if slot else 0
         try:
@@ -278,7 +275,7 @@ class TableWriter(TableReader):
             return self._free_slots.pop()
         words = self._words
         number = words[layout.SLOTS_USED]
-        self._slot_region.ensure((number + 1) * SLOT_BYTES)
+        self._slot_region.ensure((number + 1) * layout.SLOT_BYTES)
         words[layout.SLOTS_USED] = number + 1
         return self.slot_of(number)
 
@@ -327,18 +324,21 @@ class TableWriter(TableReader):
 
     # ---- space ---------------------------------------------------------------------------------
 
+    def _make_room(self) -> bool:
+        return self._arena.give_back() or (self._compact() and self._arena.give_back())
+
     def _compact(self) -> bool:
         """Empty sparse pages by moving their records together; True when it was worth a try."""
         arena = self._arena
         if arena.freed_bytes < self._compact_after:
             return False
-        self._compact_after = arena.freed_bytes + arena.pages * ARENA_PAGE_BYTES // COMPACT_SHARE
+        self._compact_after = arena.freed_bytes + arena.pages * layout.ARENA_PAGE_BYTES // COMPACT_SHARE
         sparse = arena.sparse_pages()
         if not sparse:
             return False
         arena.withhold(sparse)
         for slot, ref in self.scan(REF):
-            if ref and _offset_of(ref) // ARENA_PAGE_BYTES in sparse:
+            if ref and _offset_of(ref) // layout.ARENA_PAGE_BYTES in sparse:
                 self._move(slot, ref)
         arena.restore(sparse)
         return True
@@ -360,9 +360,9 @@ class TableWriter(TableReader):
     def _adopt(self) -> None:
         """Rebuild everything private from the slots, and repair what the predecessor was interrupted in."""
         words = self._words
-        regions = [self._slot_region, self._arena.region, *(chains.region for chains in self._chains)]
-        words[layout.RESERVED_BYTES] = layout.FIXED_BYTES + sum(region.reserved_bytes for region in regions)
+        self._slot_region.make_room = self._make_room
         for chains in self._chains:
+            chains.region.make_room = self._arena.give_back
             chains.repair()
         records = [0] * KINDS
         for slot, lock, following, ref, seq in self.scan(LOCK, NEXT, REF, SEQ):

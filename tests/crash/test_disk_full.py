@@ -19,8 +19,10 @@ from tools.crash.clients import Load
 from tools.crash.history import Fate
 
 TIMES = 20
-JOURNAL = ("--journal-segment", "1MiB", "--journal-max", "64MiB")
-DISK_BYTES = 24 << 20
+# The journal leaves room for the databases and their WALs (4 MiB each): if it took the last block of the disk, nothing
+# could be written to SQLite any more, so nothing of the journal could be given up, until somebody makes room.
+JOURNAL = ("--journal-segment", "1MiB", "--journal-max", "8MiB")
+DISK_BYTES = 32 << 20
 BACK_S = 1.0  # after space is back
 MARGIN_S = 1.5  # for a machine that does other things as well
 OUTAGE_S = 20.0

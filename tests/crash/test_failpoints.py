@@ -53,14 +53,19 @@ def test_the_plans_name_every_point() -> None:
     assert named == NAMES - NOT_BY_DEATH
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=range(len(PLANS)))
-def test_nothing_acknowledged_is_lost_by_deaths_at_failpoints(tmp_path: Path, plan: str) -> None:
-    with ServerProcess(tmp_path / "data", *PERIOD_MS, MILLRACE_FAILPOINTS=plan) as server:
+def die_by(plan: str, data_dir: Path, workers: int = 2) -> None:
+    """Run a server under load until everybody has died as the plan says; check everything."""
+    with ServerProcess(data_dir, *PERIOD_MS, workers=workers, MILLRACE_FAILPOINTS=plan) as server:
         with loaded(server, ("journal", "journal", "memory")) as load:
             count = expected_deaths(plan)
             server.wait_until(lambda: len(deaths(server)) >= count, DEATH_S, f"{count} deaths by {plan}")
             wait_for_writes(server, load, 20)
         assert_nothing_lost(server, load)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=range(len(PLANS)))
+def test_nothing_acknowledged_is_lost_by_deaths_at_failpoints(tmp_path: Path, plan: str) -> None:
+    die_by(plan, tmp_path / "data")
 
 
 SUCCESSORS = [
@@ -76,12 +81,7 @@ SUCCESSORS = [
 def test_nothing_is_applied_twice_when_the_successor_dies_before_all_workers_sent_again(
     tmp_path: Path, plan: str
 ) -> None:
-    with ServerProcess(tmp_path / "data", *PERIOD_MS, workers=3, MILLRACE_FAILPOINTS=plan) as server:
-        with loaded(server) as load:
-            count = expected_deaths(plan)
-            server.wait_until(lambda: len(deaths(server)) >= count, DEATH_S, f"{count} deaths by {plan}")
-            wait_for_writes(server, load, 20)
-        assert_nothing_lost(server, load)
+    die_by(plan, tmp_path / "data", workers=3)
 
 
 ERRORS = (
@@ -149,4 +149,4 @@ SECOND = ["manager.before_ready", "manager.before_append", *sorted(n for n in NA
 @pytest.mark.parametrize(("first", "second"), list(product(FIRST, SECOND)))
 def test_sweep_dies_again_in_the_take_over(tmp_path: Path, first: str, second: str) -> None:
     again = {"manager.before_append": "die@36-37", "manager.before_ready": "die@2-3"}.get(second, "die@1-2")
-    assert run_until(tmp_path / "data", f"{first}=die@35;{second}={again}")
+    die_by(f"{first}=die@35;{second}={again}", tmp_path / "data")

@@ -154,3 +154,42 @@ def test_withheld_pages_that_keep_a_block_come_back(segment: Segment) -> None:
     pages = arena.pages
     again = [arena.allocate(1000) for _ in range(320)]
     assert sparse and arena.pages == pages and live_blocks(arena) == {*offsets[1::2], *again}
+
+
+def test_free_pages_give_memory_back_and_take_it_again(segment: Segment) -> None:
+    arena, words = Arena(segment), segment.words
+    offsets = fill(arena, 1000)
+    before = words[layout.RESERVED_BYTES]
+    assert not arena.give_back(), "no page is free"
+    for offset in offsets[: 64 * 10]:
+        arena.free(offset)
+    assert arena.give_back() and words[layout.RESERVED_BYTES] == before - layout.GROW_BYTES
+    arena = Arena(segment)
+    arena.adopt((offset, 1000) for offset in offsets[64 * 10 :])
+    assert words[layout.RESERVED_BYTES] <= before
+    assert arena.give_back() and arena.give_back()
+    again = fill(arena, 1000)
+    assert words[layout.RESERVED_BYTES] == before and len(again) >= 64 * 9
+    assert not set(again) & set(offsets[64 * 10 :])
+
+
+def test_hole_is_not_filled_beyond_the_budget(segment: Segment) -> None:
+    arena, words = Arena(segment), segment.words
+    for offset in fill(arena, 1000)[: 64 * 10]:
+        arena.free(offset)
+    while arena.give_back():
+        pass
+    reserved = words[layout.MEMORY_BYTES] = words[layout.RESERVED_BYTES]
+    arena._free_pages.clear()
+    with pytest.raises(MemoryFull):
+        arena.allocate(5000)
+    assert words[layout.RESERVED_BYTES] == reserved
+
+
+def test_full_device_gets_nothing_back(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late reader of such a page would be killed by a SIGBUS."""
+    arena = Arena(segment)
+    for offset in fill(arena, 1000):
+        arena.free(offset)
+    monkeypatch.setattr(segment, "has_headroom", lambda: False)
+    assert not arena.give_back()

@@ -545,6 +545,27 @@ def test_space_of_small_records_serves_large_ones(segment: Segment) -> None:
     assert (again - 1) * 6000 > 0.85 * arena_bytes
 
 
+@pytest.mark.parametrize("kept_every", [10**9, 40])
+def test_space_of_large_records_serves_small_ones(segment: Segment, kept_every: int) -> None:
+    """Small records need more slots and buckets: the arena gives memory back for them."""
+    writer, model = TableWriter(segment), Model()
+    end = fill(writer, Kind.USER, 1, b"x" * 6000)
+    for id in range(1, end):
+        if id % kept_every:
+            writer.delete(Kind.USER, id, end + id)
+        else:
+            model.put(Kind.USER, id, id, b"x" * 6000)
+    writer.reclaim([10**9] * 3)
+    again = fill(writer, Kind.PRODUCT, 1, b"x" * 60)
+    for id in range(1, again):
+        model.put(Kind.PRODUCT, id, id, b"x" * 60)
+    room = segment.words[layout.MEMORY_BYTES] - layout.FIXED_BYTES - (layout.KINDS + 1) * layout.GROW_BYTES
+    assert (again - 1) * 140 + len(model.records) // 40 * 6000 > 0.8 * room
+    assert segment.words[layout.BUCKETS + Kind.PRODUCT] > 0.9 * again
+    check_table(writer, model)
+    check_table(TableWriter(segment), model)
+
+
 def test_sparse_pages_are_emptied_for_another_size(segment: Segment) -> None:
     writer, model = TableWriter(segment), Model()
     end = fill(writer, Kind.USER, 1, b"x" * 200)

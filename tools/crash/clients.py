@@ -20,6 +20,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from tools.connection import Answer, Connection, get, post
@@ -49,7 +50,7 @@ OWN_IDS = 1_000_000  # of each client
 ORDERS_MISSING_MAX = 300  # ids in a row without an order: that was the last one
 
 KEY_SHARE = 0.3  # of the writes
-TRIES_MAX = 50  # of one write with a key; then its outcome stays unknown
+TRIES_MAX = 200  # of one write that is sent again, some milliseconds apart: longer than any process is away
 
 REFUSED = {"user": {401, 404, 409, 503, 507}, "product": {404, 409, 503, 507}, "order": {400, 404, 503, 507}}
 
@@ -139,12 +140,18 @@ class _Client:
 
     def prepare(self) -> None:
         for id in range(1, SHARED_USERS + 1):
-            self._write_user("create", id)
+            self._insist(partial(self._write_user, id=id))
         for id, stock in INITIAL_STOCK.items():
             self._history.initial_stock[id] = stock
-            self._write_product("create", id, quantity=stock)
-        if any(write.fate is not Fate.APPLIED for write in self._history.writes):
-            raise OSError("the server did not take the first records")
+            self._insist(partial(self._write_product, id=id, quantity=stock))
+
+    def _insist(self, write: Callable[[str], object]) -> None:
+        """Write a record that has to be there, whoever dies meanwhile: an unanswered creation makes it an update."""
+        for _ in range(TRIES_MAX):
+            if write("create") or write("update"):
+                return
+            self._load.breathe()
+        raise OSError("the server did not take the first records")
 
     def run(self) -> None:
         actions: list[Callable[[], None]] = [
@@ -245,10 +252,10 @@ class _Client:
         body = {"id": id, "username": token, "email": f"{token}@example.com"}
         return body if self._write("user", {"command": command} | body, user_value(body)) else None
 
-    def _write_product(self, command: str, id: int, **more: int) -> None:
+    def _write_product(self, command: str, id: int, **more: int) -> bool:
         token = self._token()
         body = {"id": id, "name": token, "description": f"a {token}", "price": self._tokens} | more
-        self._write("product", {"command": command} | body, product_value(body))
+        return self._write("product", {"command": command} | body, product_value(body))
 
     def _write(self, kind: str, body: JsonObject, value: str) -> bool:
         key = (kind, body["id"])
