@@ -13,8 +13,9 @@ pages kept from other classes by a few blocks: when memory runs out, `TableWrite
 When the budget is used up and another region has to grow, free pages give their memory back (`give_back`). A page
 without memory is a hole, and reserved again before it is used.
 
-A class that is in use always keeps one free block (`allocate`): a record that only changes needs a fresh block while
-the old one still serves readers, and must find it when memory is full.
+A class that is in use always keeps one free block (`allocate`), and SPARE_PAGES pages are kept from new records: a
+record that only changes needs a fresh block while the old one still serves readers, perhaps of another size, and must
+find it when memory is full.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _PAGE_SHIFT = ARENA_PAGE_BYTES.bit_length() - 1
 _PAGE_MASK = ARENA_PAGE_BYTES - 1
 _STEP_PAGES = layout.GROW_BYTES // ARENA_PAGE_BYTES
 _SMALL_MAX = 1024
+SPARE_PAGES = 4  # for changes into another class; each such change gives a block back, and in the end pages
 
 # places of a page outside of the list of its class's pages with room
 _NOT_LISTED = -1
@@ -114,7 +116,7 @@ class Arena:
             (self._free_pages if self._try_refill(number) else self._holes).append(number)
         for index, roomy in enumerate(self._roomy):
             if self._pages_in[index] and not roomy and self._free_pages:
-                self._add_page(index)
+                self._add_page(index, is_change=True)
 
     def allocate(self, size: int, replaced: int | None = None) -> int:
         """Return the offset of a block of at least `size` bytes. Raises `MemoryFull`.
@@ -124,15 +126,16 @@ class Arena:
         """
         index = _SMALL_CLASS[size] if size <= _SMALL_MAX else bisect_left(_SIZES, size)
         roomy = self._roomy[index]
+        is_change = replaced is not None
         if not roomy:
-            self._add_page(index)
+            self._add_page(index, is_change)
         page = roomy[-1]
         offset = page.start + page.free.pop()
         if not page.free:
             self._unlist(page)
             if not roomy and (replaced is None or self._pages[replaced >> _PAGE_SHIFT].index != index):
                 try:
-                    self._add_page(index)
+                    self._add_page(index, is_change)
                 except MemoryFull:
                     self._put_back(offset)
                     raise
@@ -148,7 +151,7 @@ class Arena:
 
         A reader that was stopped in the middle of a read may still touch it: not when /dev/shm itself is full.
         """
-        if len(self._free_pages) < _STEP_PAGES or not self._segment.has_headroom():
+        if len(self._free_pages) < _STEP_PAGES + SPARE_PAGES or not self._segment.has_headroom():
             return False
         for number in self._free_pages[:_STEP_PAGES]:
             self._segment.give_back(self._start + (number << _PAGE_SHIFT), ARENA_PAGE_BYTES)
@@ -194,14 +197,20 @@ class Arena:
         page.blocks = len(page.free)
         self._pages_in[index] += 1
 
-    def _add_page(self, index: int) -> None:
-        page = self._pages[self._take_page()]
+    def _add_page(self, index: int, is_change: bool) -> None:
+        page = self._pages[self._take_page(is_change)]
         self._cut(page, index)
         self._list(page)
 
-    def _take_page(self) -> int:
-        if self._free_pages:
+    def _take_page(self, is_change: bool) -> int:
+        """Return a page without blocks; only for a change of a record one of the spare pages. Raises `MemoryFull`."""
+        if is_change and self._free_pages:
             return self._free_pages.pop()
+        while len(self._free_pages) <= SPARE_PAGES:
+            self._free_pages.append(self._find_page())
+        return self._free_pages.pop()
+
+    def _find_page(self) -> int:
         if self._holes:
             if not self._try_refill(self._holes[-1]):
                 raise MemoryFull("--memory is used up")

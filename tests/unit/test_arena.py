@@ -11,7 +11,7 @@ import pytest
 from server.errors import MemoryFull
 from server.shm import arena as arena_module
 from server.shm import layout
-from server.shm.arena import Arena, block_class
+from server.shm.arena import SPARE_PAGES, Arena, block_class
 from server.shm.segment import Segment
 from tests.table_model import live_blocks, open_segment
 
@@ -92,11 +92,22 @@ def test_adopted_class_without_room_gets_its_spare_page_back(segment: Segment) -
     arena = Arena(segment)
     page = [arena.allocate(1024) for _ in range(PAGE // 1024)]  # exactly one page, and the spare behind it
     full = fill(arena, 200)
-    assert arena.pages and not arena._free_pages
+    assert arena.pages and len(arena._free_pages) == SPARE_PAGES
     arena = Arena(segment)
     arena.adopt([*((offset, 1024) for offset in page), *((offset, 200) for offset in full)])
     fill(arena, 64)
     assert arena.allocate(1024, page[0]) not in page
+
+
+def test_full_arena_takes_changes_into_classes_that_have_no_page(segment: Segment) -> None:
+    arena = Arena(segment)
+    full = fill(arena, 8000)
+    with pytest.raises(MemoryFull):
+        arena.allocate(64)
+    for size in (64, 200, 1000, 3000):
+        old = full.pop()
+        assert arena.allocate(size, old) not in full
+        arena.free(old)
 
 
 def test_spare_page_stays_when_its_last_block_is_freed(segment: Segment) -> None:
