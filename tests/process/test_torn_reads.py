@@ -116,7 +116,7 @@ def read_for_ever(segment: Segment, counts: memoryview, seed: int) -> None:
                 counts[read()] += 1
             except SlotBusy:
                 counts[BUSY] += 1
-            except (ValueError, AttributeError, msgspec.MsgspecError):  # nothing of it makes sense
+            except Exception:  # nothing of it makes sense
                 counts[TORN] += 1
 
 
@@ -179,7 +179,8 @@ def reading(segment: Segment, readers: int) -> Iterator[list[memoryview]]:
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-            assert os.waitpid(pid, 0)[1] == signal.SIGKILL, "a reader died by itself"
+        ends = [os.waitpid(pid, 0)[1] for pid in pids]
+        assert set(ends) == {signal.SIGKILL}, "a reader died by itself"
         for block in counts:
             block.release()
 
