@@ -30,20 +30,18 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
-import msgspec
-from msgspec import Struct
-
 from persist import recovery
 from server import messages
 from server.batch import Batch, Result
 from server.command_queue import Arrival, Intake
-from server.commands import PERSISTED_KINDS, Kind, Order, Outcome, Reply
+from server.commands import PERSISTED_KINDS, Kind, Outcome, Reply
 from server.config import Config, Durability
 from server.errors import JournalRefused, MemoryFull
 from server.idempotency import Keys
 from server.journal.format import Change, Group
 from server.journal.reader import read_groups
 from server.journal.writer import Journal
+from server.redo import Answer, decode_answers, encode_answers, redo_change
 from server.shared import Shared
 from server.shm import counters, layout
 from server.shm.counters import counters_block
@@ -62,20 +60,6 @@ GROUP_BYTES_PER_COMMAND_MAX = 3 * layout.RECORD_BYTES_MAX + GROUP_BYTES_EXTRA
 # keys of the selector beside the numbers of the workers
 _PERSISTER, _SUPERVISOR, _STOP = -1, -2, -3
 
-_decode_order = msgspec.json.Decoder(Order).decode
-
-
-class Answer(Struct, frozen=True, array_like=True):
-    """The answer to one applied command, in its journal group; `body` None: the body of the change of that seq."""
-
-    worker: int
-    number: int
-    seq: int
-    body: bytes | None
-
-
-_encode_answers = msgspec.msgpack.Encoder().encode
-_decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 
 
 class _Waiting(NamedTuple):
@@ -235,7 +219,7 @@ class Manager:
                 level = max(level, Durability(arrival.request.level))
         try:
             self._journal.append(
-                first_seq, seqs, changes, _encode_answers(answers), sync=level >= Durability.JOURNAL
+                first_seq, seqs, changes, encode_answers(answers), sync=level >= Durability.JOURNAL
             )
         except JournalRefused as refused:
             self._counters[counters.JOURNAL_REFUSED] += 1
@@ -247,6 +231,7 @@ class Manager:
             log.info("journal takes writes again refused=%d", self._counters[counters.JOURNAL_REFUSED])
             self._is_refusing = False
         self._counters[counters.GROUPS] += 1
+        self._counters[counters.SYNCS] += level >= Durability.JOURNAL
         return None
 
     def _mark_published(self) -> None:
@@ -411,21 +396,6 @@ class Manager:
             redo_change(self._table, change)
             if change.kind == Kind.ORDER:
                 self._words[layout.NEXT_ORDER_ID] = max(self._words[layout.NEXT_ORDER_ID], change.id + 1)
-        for answer in _decode_answers(group.answers):
+        for answer in decode_answers(group.answers):
             body = answer.body if answer.body is not None else bodies[answer.seq] or b"{}"
             self._answered[answer.worker, answer.number] = Reply(answer.number, Outcome.DONE, answer.seq, body)
-
-
-def redo_change(table: TableWriter, change: Change) -> None:
-    """Bring one after-image into the table, unless it holds this or a later one. Its slot becomes dirty either way."""
-    seq = table.seq_of(change.kind, change.id)
-    if seq < change.seq:
-        if change.body is None:
-            table.delete(change.kind, change.id, change.seq)
-        else:
-            if change.kind == Kind.ORDER and seq < 0:
-                # the order comes after its purchase, so: no order, perhaps no purchase; else it is a dead letter again
-                order = _decode_order(change.body)
-                table.add_purchase(order.user_id, order.product_id, order.quantity, change.seq)
-            table.put(change.kind, change.id, change.seq, change.body, change.private)
-    table.touch(change.kind, change.id)

@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
         "server.message_socket", "server.messages", "server.stop_signal",
     },
     {"server.shm", "server.journal"},
-    {"server.child", "server.data_directory", "server.rules", "server.shared"},
+    {"server.child", "server.data_directory", "server.redo", "server.rules", "server.shared"},
     {"server.batch", "server.command_queue"},
     {"server.idempotency"},
     {"server.http", "persist"},

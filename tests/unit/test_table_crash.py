@@ -12,7 +12,7 @@ import pytest
 from server.commands import Kind, Order, encode_json
 from server.errors import SlotBusy
 from server.journal.format import Change
-from server.manager import redo_change
+from server.redo import redo_change
 from server.shm import chains, layout
 from server.shm.segment import Segment
 from server.shm.table import TableReader
