@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from server.child import EXIT_START
-from server.config import WORKERS_MAX, Config, parse_boolean, parse_durability, parse_size
+from server.config import WORKERS_MAX, Config, parse_boolean, parse_durability, parse_path, parse_size
 from server.errors import ConfigError, DataError, StartError
 from server.logs import configure_logs
 from server.supervisor import EXIT_CONFIG, run
@@ -27,7 +27,7 @@ FLAGS: dict[str, tuple[str, Parse, str]] = {
     "host": ("host", str, "address to listen on (default 127.0.0.1)"),
     "port": ("port", int, "HTTP port, 0 = any free one (default 8000)"),
     "admin-port": ("admin_port", int, "port of health, statistics and flush, 0 = any free one (default 8001)"),
-    "data-dir": ("data_dir", Path, "databases and journal (default data)"),
+    "data-dir": ("data_dir", parse_path, "databases and journal (default data)"),
     "memory": ("memory_bytes", parse_size, "the most shared memory to use (default 1GiB)"),
     "durability": ("durability", parse_durability, "when a write is acknowledged: memory, journal, database"),
     "persist-period-ms": ("persist_period_ms", int, "how often changes go to SQLite (default 1000)"),

@@ -60,6 +60,11 @@ class Feed:
         """
         return self.checkpoint or -1
 
+    @property
+    def dirty_records(self) -> int:
+        """Records that are known to be dirty and not yet stored; one may be counted twice."""
+        return len(self.pending) + len(self.later) + (self.batch.rows if self.batch else 0)
+
     def add(self, slots: set[int], upto: int) -> None:
         """Add the dirty slots of a period; with them every change up to `upto` is known here."""
         self.later |= slots

@@ -174,7 +174,7 @@ class Persister:
         groups = diff.group_by_kind(words, slots + self._scan())
         for kind, feed in self._feeds.items():
             feed.add(groups[kind], upto)
-        words[layout.DIRTY_RECORDS] = sum(len(group) for group in groups.values())
+        self._publish_lag()
         self._counters[counters.PERIODS] += 1
         self._failpoint("persister.after_diff")
 
@@ -268,4 +268,6 @@ class Persister:
         persisted = self._words[layout.PERSISTED_SEQ]
         while self._marks and self._marks[0][0] <= persisted:
             self._marks.popleft()
-        self._words[layout.UNFLUSHED_SINCE_MS] = int(self._marks[0][1] * 1000) if self._marks else 0
+        since = self._marks[0][1] if self._marks else self._looked_at
+        self._words[layout.UNFLUSHED_SINCE_MS] = int(since * 1000)
+        self._words[layout.DIRTY_RECORDS] = sum(feed.dirty_records for feed in self._feeds.values())

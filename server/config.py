@@ -93,6 +93,13 @@ def parse_durability(text: str) -> Durability:
     raise ConfigError(f"not a durability: {text!r} (memory, journal, database)")
 
 
+def parse_path(text: str) -> Path:
+    """Return a path; raise `ConfigError` for an empty one, which would mean the current directory."""
+    if not text:
+        raise ConfigError("an empty path")
+    return Path(text)
+
+
 def parse_boolean(text: str) -> bool:
     """Return the truth of `true`, `1`, `yes`, `false`, `0`, `no`; raise `ConfigError` for anything else."""
     if text.lower() in ("true", "1", "yes"):

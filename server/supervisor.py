@@ -44,6 +44,7 @@ START_TRIES = 3  # deaths of one child before the first ready line: then the sta
 EPOCH_SHIFT = 20  # epoch = run << 20 | starts of the manager in this run
 DRAIN_S = 15.0  # a worker told to stop is killed after this
 SAME_SIGNAL_S = 0.5  # timeout(1) and terminals signal the process and its group: that is one wish, not two
+LATE_LEAVE_S = 0.5  # what holds up the flush, a locked database, holds up its writer too
 LEAVE_S = 5.0  # manager and writers have nothing left to do when they are told to stop
 
 
@@ -72,6 +73,7 @@ class Supervisor:
         self._leaving: list[Child] = []  # workers that are not to come back
         self._is_stopping = self._is_serving = False
         self._stop_started = 0.0
+        self._is_late = False  # a child had to be killed
         self._rows_before = 0
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         _raise_descriptor_limit()
@@ -310,11 +312,13 @@ class Supervisor:
         if not self._stop_stage:
             self._finish()
         else:
-            self._begin_stop_stage(self._config.stop_timeout_s if self._stop_stage[0] == [self._persister] else LEAVE_S)
+            limit_s = LATE_LEAVE_S if self._is_late else LEAVE_S
+            self._begin_stop_stage(self._config.stop_timeout_s if self._stop_stage[0] == [self._persister] else limit_s)
 
     def _miss_deadline(self) -> None:
         """Kill what did not leave in time and go on; nothing is lost, the journal has it."""
         self._deadline = NEVER
+        self._is_late = True
         for child in self._stop_stage[0]:
             if child.process is not None:
                 log.warning("killed after its time to leave role=%s", child.name)

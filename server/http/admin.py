@@ -95,8 +95,8 @@ def statistics(segment: Segment, worker_slots: int, now: float) -> dict[str, Any
             "persisted": words[layout.PERSISTED_SEQ],
         },
         "checkpoints": {DATABASE_NAMES[kind]: words[layout.CHECKPOINT + kind] for kind in PERSISTED_KINDS},
-        "dirty_records": words[layout.DIRTY_RECORDS],
-        "flush_lag_ms": flush_lag_ms(words[layout.UNFLUSHED_SINCE_MS]),
+        "dirty_records": dirty_records(words),
+        "flush_lag_ms": flush_lag_ms(words),
         "dead_letters": dead_letters,
         "journal_bytes": words[layout.JOURNAL_BYTES],
         "manager_epoch": words[layout.MANAGER_EPOCH],
@@ -104,9 +104,16 @@ def statistics(segment: Segment, worker_slots: int, now: float) -> dict[str, Any
     }
 
 
-def flush_lag_ms(unflushed_since_ms: int) -> int:
-    """Return the age of the oldest change that is not in SQLite; 0 when there is none."""
-    return max(0, int(time.monotonic() * 1000) - unflushed_since_ms) if unflushed_since_ms else 0
+def flush_lag_ms(words: memoryview) -> int:
+    """Return the age of the oldest change that is not in SQLite, too old by at most a period; 0 when there is none."""
+    if words[layout.PUBLISHED_SEQ] <= words[layout.PERSISTED_SEQ]:
+        return 0
+    return max(0, int(time.monotonic() * 1000) - words[layout.UNFLUSHED_SINCE_MS])
+
+
+def dirty_records(words: memoryview) -> int:
+    """Return how many records wait for SQLite; one that changed again since the persister looked counts again."""
+    return int(words[layout.DIRTY_RECORDS] + max(0, words[layout.DIRTY_HEAD] - words[layout.DIRTY_TAIL]))
 
 
 def _processes(segment: Segment, worker_slots: int) -> dict[str, dict[str, int]]:

@@ -54,6 +54,7 @@ class DirtyReader:
         words = self._words
         head = words[layout.DIRTY_HEAD]
         tail, self._tail = self._tail, head
+        words[layout.DIRTY_TAIL] = head
         if tail < 0 or head - tail > _BEHIND_MAX:
             return None
         start, stop = tail & _MASK, head & _MASK

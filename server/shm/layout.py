@@ -38,10 +38,11 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
                                              bits 40-63 number of its segment | bits 0-39 offset in that file
     18     DIRTY_HEAD           manager      slots ever written to the dirty ring
     19     ARENA_PAGES          manager      arena pages reserved so far
-    20     DIRTY_RECORDS        persister    distinct records found dirty in the last period
-    21     UNFLUSHED_SINCE_MS   persister    monotonic ms at which the oldest change not in SQLite was published (at
-                                             most a period too early), 0 = none; the flush lag counts from it
+    20     DIRTY_RECORDS        persister    records it knows to be dirty: taken from the ring, not yet in SQLite
+    21     UNFLUSHED_SINCE_MS   persister    monotonic ms: no change that is not in SQLite was published before; while
+                                             PUBLISHED_SEQ > PERSISTED_SEQ the flush lag counts from it
     22     PERSISTED_SEQ        persister    the smallest of the checkpoints below
+    23     DIRTY_TAIL           persister    entries of the dirty ring it has taken
     24-26  CHECKPOINT + kind    persister    every change of that kind up to this seq is committed in its database
     28     WORKERS              supervisor   worker slots that have a process, from 0
     29     LISTENERS            supervisor   listening sockets in use; those from WORKERS on are served by worker
@@ -130,6 +131,7 @@ ARENA_PAGES = 19
 DIRTY_RECORDS = 20
 UNFLUSHED_SINCE_MS = 21
 PERSISTED_SEQ = 22
+DIRTY_TAIL = 23
 CHECKPOINT = 24
 WORKERS = 28
 LISTENERS = 29

@@ -107,6 +107,10 @@ def test_stats_are_the_shared_words(server: AdminServer, client: FakeClient) -> 
     server.words[layout.RECORDS + Kind.ORDER] = 5
     server.words[layout.CHECKPOINT + Kind.PRODUCT] = 11
     server.words[layout.UNFLUSHED_SINCE_MS] = int(time.monotonic() * 1000) - 120
+    server.words[layout.PUBLISHED_SEQ] = 12
+    server.words[layout.PERSISTED_SEQ] = 11
+    server.words[layout.DIRTY_RECORDS] = 3
+    server.words[layout.DIRTY_HEAD], server.words[layout.DIRTY_TAIL] = 9, 7
     server.block(counters.SUPERVISOR)[counters.STARTED_MS] = int((NOW - 60) * 1000)
     server.block(counters.WORKER)[counters.REQUESTS] = 99
     server.block(counters.WRITER + Kind.ORDER)[counters.DEAD_LETTERS] = 1
@@ -114,6 +118,9 @@ def test_stats_are_the_shared_words(server: AdminServer, client: FakeClient) -> 
     assert figures["ready"] is True
     assert figures["records"] == {"users": 0, "products": 0, "orders": 5, "purchases": 0}
     assert figures["checkpoints"]["products"] == 11 and 120 <= figures["flush_lag_ms"] < 60_000
+    assert figures["dirty_records"] == 5  # what the persister has not stored, and two changes it has not seen
+    server.words[layout.PERSISTED_SEQ] = 12
+    assert client.request(get("/stats")).json["flush_lag_ms"] == 0
     assert figures["processes"]["worker-0"]["requests"] == 99
     assert figures["processes"]["writer-orders"]["dead_letters"] == 1
     assert statistics(server.segment, 2, NOW)["uptime_s"] == 60.0

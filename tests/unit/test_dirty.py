@@ -78,6 +78,9 @@ def test_reader_that_is_overrun_while_it_copies_scans(segment: Segment) -> None:
                 writer.append(range(30))
             return value
 
+        def __setitem__(self, key: int, value: int) -> None:
+            self.words[key] = value
+
     reader._words = Overrun(segment.words)  # type: ignore[assignment]
     assert reader.take() is None
 
