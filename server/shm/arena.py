@@ -204,11 +204,17 @@ class Arena:
 
     def _take_page(self, is_change: bool) -> int:
         """Return a page without blocks; only for a change of a record one of the spare pages. Raises `MemoryFull`."""
-        if is_change and self._free_pages:
+        if self._free_pages and (is_change or len(self._free_pages) > SPARE_PAGES):
             return self._free_pages.pop()
-        while len(self._free_pages) <= SPARE_PAGES:
-            self._free_pages.append(self._find_page())
-        return self._free_pages.pop()
+        page = self._find_page()
+        try:
+            while len(self._free_pages) < SPARE_PAGES:
+                self._free_pages.append(self._find_page())
+        except MemoryFull:
+            if not is_change:
+                self._free_pages.append(page)
+                raise
+        return page
 
     def _find_page(self) -> int:
         if self._holes:
