@@ -29,7 +29,7 @@ def exposition(figures: dict[str, Any]) -> bytes:
     gauge("millrace_seq", "how far the order of changes has come", _labelled("state", seq))
     gauge("millrace_checkpoint_seq", "how far each database has come", _labelled("database", figures["checkpoints"]))
     gauge(
-        "millrace_dirty_records", "distinct records changed in the last period", iter([("", figures["dirty_records"])])
+        "millrace_dirty_records", "changed records that wait for SQLite", iter([("", figures["dirty_records"])])
     )
     gauge(
         "millrace_flush_lag_seconds",
