@@ -30,12 +30,13 @@ def test_derived_secret_is_equal_only_for_the_same_password(password: str) -> No
 
 
 def test_secret_says_how_it_was_made_and_fits_its_place() -> None:
-    secret = make_secret("pw")
+    password = "pässword"  # not ASCII, so no accident of base64 spells it
+    secret = make_secret(password)
     name, cost, block, parallelism, salt, key = secret.split("$")
     assert (name, cost, block, parallelism) == ("scrypt", "14", "8", "1")
     assert len(b64decode(salt)) == 16
-    assert b64decode(key) == hashlib.scrypt(b"pw", salt=b64decode(salt), n=2**14, r=8, p=1, dklen=32)
-    assert len(secret) <= PRIVATE_BYTES_MAX and "pw" not in secret
+    assert b64decode(key) == hashlib.scrypt(password.encode(), salt=b64decode(salt), n=2**14, r=8, p=1, dklen=32)
+    assert len(secret) <= PRIVATE_BYTES_MAX and password not in secret
 
 
 def test_equal_passwords_have_different_secrets() -> None:
