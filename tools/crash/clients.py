@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -54,7 +53,6 @@ TRIES_MAX = 200  # of one write that is sent again, some milliseconds apart: lon
 
 REFUSED = {"user": {401, 404, 409, 503, 507}, "product": {404, 409, 503, 507}, "order": {400, 404, 503, 507}}
 
-_SEQ = re.compile(rb"\r\nwrite-seq: *(\d+) *\r\n", re.IGNORECASE)
 
 
 class Target(Protocol):
@@ -287,9 +285,8 @@ class _Client:
         replied = time.monotonic()
         if answer is None or answer.status == 504:
             return _Sent(Fate.UNKNOWN, invoked, NEVER, 0, answer)
-        seq = _SEQ.search(answer.head)
-        if answer.status == 200 and seq is not None:
-            return _Sent(Fate.APPLIED, invoked, replied, int(seq[1]), answer)
+        if answer.status == 200 and answer.seq is not None:
+            return _Sent(Fate.APPLIED, invoked, replied, int(answer.seq), answer)
         if answer.status in REFUSED[kind]:
             if answer.status >= 500:
                 self._load.breathe()
