@@ -27,7 +27,6 @@ import asyncio
 import selectors
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -81,11 +80,8 @@ _decode_replies = msgspec.msgpack.Decoder(Replies).decode
 # ---- the worker's end ------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Pending:
-    encoded: msgspec.Raw
-    on_reply: OnReply
-    deadline: float
+# A command without an answer: encoded request, who takes the answer, deadline. A plain tuple: one is made per write.
+_Pending = tuple[msgspec.Raw, OnReply, float]
 
 
 class CommandQueue:
@@ -119,45 +115,47 @@ class CommandQueue:
 
         Raises `QueueFull` at once when the queue is full or no manager is there; then nothing was sent.
         """
-        if not self.is_up() or len(self._pending) >= QUEUE_DEPTH_MAX or self._pending_bytes > QUEUE_BYTES_MAX:
+        pending = self._pending
+        if not self.is_up() or len(pending) >= QUEUE_DEPTH_MAX or self._pending_bytes > QUEUE_BYTES_MAX:
             raise QueueFull
         number = self._next_number
         self._next_number = number + 1
         encoded = msgspec.Raw(_encode(Request(number, level, command, token)))
-        self._pending[number] = _Pending(encoded, on_reply, self._loop.time() + self._timeout_s)
+        pending[number] = (encoded, on_reply, self._loop.time() + self._timeout_s)
         self._pending_bytes += len(encoded)
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox[number] = encoded
-        self._counters[WRITES] += 1
 
     def expire(self) -> None:
         """Answer None to commands that have waited too long (called by the worker's ticker)."""
         now = self._loop.time()
         while self._pending:
-            number, pending = next(iter(self._pending.items()))
-            if pending.deadline > now:
+            number, (_, _, deadline) = next(iter(self._pending.items()))
+            if deadline > now:
                 break
             self._counters[TIMEOUTS] += 1
-            self._forget(number)
             self._outbox.pop(number, None)
-            pending.on_reply(None)
+            self._answer(number, None)
 
     def close(self) -> None:
         """Leave the loop."""
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
 
-    def _forget(self, number: int) -> _Pending | None:
+    def _answer(self, number: int, reply: Reply | None) -> None:
+        """Hand out an answer, unless the command has expired or was answered before."""
         pending = self._pending.pop(number, None)
         if pending is not None:
-            self._pending_bytes -= len(pending.encoded)
-        return pending
+            encoded, on_reply, _ = pending
+            self._pending_bytes -= len(encoded)
+            on_reply(reply)
 
     def _flush(self) -> None:
         """Send what was submitted; wait for room without blocking when the manager's queue is full."""
         unsent = self._unsent
         if not unsent:
+            self._counters[WRITES] += len(self._outbox)
             unsent.extend(_messages(self._epoch, self._outbox.values()))
             self._outbox.clear()
         while unsent and self._socket.try_send(unsent[0]):
@@ -178,17 +176,16 @@ class CommandQueue:
             if answer.replies:
                 self._failpoint("worker.before_replies")
             for reply in answer.replies:
-                pending = self._forget(reply.number)
-                if pending is not None:
-                    pending.on_reply(reply)
+                self._answer(reply.number, reply)
 
     def _send_again(self, epoch: int) -> None:
         """Send all that is unanswered to the new manager; it drops what the old one left in the socket."""
         self._epoch = epoch
+        self._counters[WRITES] += len(self._outbox)
         self._outbox.clear()
         self._unsent.clear()
         self._counters[RESENT] += len(self._pending)
-        self._unsent.extend(_messages(epoch, (pending.encoded for pending in self._pending.values())))
+        self._unsent.extend(_messages(epoch, (encoded for encoded, _, _ in self._pending.values())))
         self._unsent.append(_encode((epoch, ())))
         self._flush()
 

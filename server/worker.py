@@ -71,8 +71,8 @@ class Worker:
         self._replayer = Replayer(loop, replies, self._queue, DeadLetters(config.data_dir))
         admin = Admin(shared.segment, len(shared.command_pairs), replies, self._queue, self._replayer)
         common = (loop, config, self._clock, replies, self._counts)
-        self._public = Endpoint(*common, shop, fast_getters(table), connections_max())
-        self._admin = Endpoint(*common, admin, {}, ADMIN_CONNECTIONS_MAX)
+        self._public = Endpoint(*common, shop, fast_getters(table), shop.writers(), connections_max())
+        self._admin = Endpoint(*common, admin, {}, {}, ADMIN_CONNECTIONS_MAX)
 
     async def serve(self) -> int:
         """Listen, say so, and return the exit code when it is time to leave."""

@@ -214,9 +214,8 @@ class FakeServer:
         self.passwords: Any = FakePasswords()
         replies = Replies(self.clock, is_classic)
         shop = Shop(self.config, self.loop, replies, self.counts, self.table, self.queue, self.passwords)
-        self.endpoint = Endpoint(
-            self.loop, self.config, self.clock, replies, self.counts, shop, fast_getters(self.table), connections_max
-        )
+        common = (self.loop, self.config, self.clock, replies, self.counts)
+        self.endpoint = Endpoint(*common, shop, fast_getters(self.table), shop.writers(), connections_max)
 
     def connect(self) -> FakeClient:
         return FakeClient(self.endpoint)

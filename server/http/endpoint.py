@@ -13,7 +13,7 @@ from math import ceil
 from typing import Protocol
 
 from server.config import Config
-from server.http.exchange import Counts, Service
+from server.http.exchange import Counts, Service, Write
 from server.http.replies import Clock, Replies
 from server.http.request_head import Fields, HeadReader
 
@@ -55,6 +55,7 @@ class Endpoint:
         counts: Counts,
         service: Service,
         getters: Mapping[bytes, Get],
+        writers: Mapping[bytes, Write],
         connections_max: int,
     ) -> None:
         self.loop = loop
@@ -63,6 +64,7 @@ class Endpoint:
         self.counts = counts
         self.service = service
         self.find_record = _record_finder(getters)
+        self.writers = writers  # by what stands before the version in their request line
         self.connections_max = connections_max
         self.connections: set[Member] = set()
         self.heads = HeadReader()
@@ -91,7 +93,7 @@ class Endpoint:
         """Let every further answer be the last of its connection, and close what has been idle for a while."""
         self.is_stopping = True
         self._on_empty = on_empty
-        self.known_sections = {}  # nothing takes the fast path from now on
+        self.known_sections = {}  # nothing takes a fast path from now on
         self.close_idle(self.idle_deadline - 2)
 
     def forget(self, connection: Member) -> None:

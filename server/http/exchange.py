@@ -127,6 +127,10 @@ class Exchange:
         self._on_answer()
 
 
+# Answers a POST on the fast path: body, Durability and Idempotency-Key as the client wrote them, its exchange.
+Write = Callable[[bytes, str | None, str | None, Exchange], bytes | Later]
+
+
 class Service(Protocol):
     """What a port serves."""
 

@@ -1,11 +1,13 @@
 """HTTP/1.1 on one connection: bytes in, answers out, in order (RFC 9112).
 
     data_received ─> fast path: plain GETs of records ─────────────────────────────────> one write
+                 ├─> fast path: one plain POST ──────────────────────────> Exchange ──> one write
                  └─> careful path: input ─> head (+ body) ─> Request ─> service ─> Exchange ─> one write
                                                           exchanges wait here in order for their answers
 
-The fast path takes `GET /user/5 HTTP/1.1` with a header section that the careful path has accepted before, byte for
-byte, as plain. It looks at nothing else, and whatever does not fit goes the careful path.
+The fast paths take `GET /user/5 HTTP/1.1` and `POST /user HTTP/1.1` with a header section that the careful path has
+accepted before, byte for byte. They look at nothing else, and whatever does not fit goes the careful path: a POST that
+does not come whole and alone, or anything that comes while it is under way.
 
 Order: the answers of a connection leave in the order of its requests. Writes that follow each other are with the
 manager together, and it applies them in that order. A request that looks at memory itself (every read) waits until all
@@ -25,8 +27,8 @@ from collections import deque
 from typing import cast
 
 from server.http.chunked import ChunkedBody
-from server.http.endpoint import Endpoint, Phase
-from server.http.exchange import Exchange, Later, Request
+from server.http.endpoint import NEVER, Endpoint, Phase
+from server.http.exchange import Exchange, Later, Request, Write
 from server.http.replies import CONTINUE
 from server.http.request_head import PLAIN, Head, RequestRefused
 
@@ -52,6 +54,7 @@ class Connection(asyncio.Protocol):
         "_is_eof",
         "_is_fast",
         "_is_fresh",
+        "_is_lone",
         "_is_read_paused",
         "_is_serving",
         "_is_write_paused",
@@ -77,6 +80,7 @@ class Connection(asyncio.Protocol):
         self._exchanges: deque[Exchange] = deque()
         self._phase: Phase = Phase.IDLE
         self._is_fast = True  # nothing is under way: the fast path may look at what comes
+        self._is_lone = False  # the one exchange came the fast path, and nothing has happened since
         self._is_fresh = False  # a request was taken since the deadline was set
         self._is_continued = False  # the request whose body arrives got its 100
         self._is_serving = False
@@ -112,6 +116,11 @@ class Connection(asyncio.Protocol):
             return
         endpoint = self._endpoint
         line, _, section = data.partition(b" HTTP/1.1\r\n")
+        write = endpoint.writers.get(line)
+        if write is not None:
+            if not self._serve_write(write, section):
+                self._receive(data)
+            return
         if endpoint.known_sections.get(section) is PLAIN:
             try:
                 record = endpoint.find_record(line)
@@ -127,11 +136,13 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Let a client that has sent all it wants read its answers; return False to close."""
         self._is_eof = True
+        self._is_lone = False
         return self._phase in (Phase.ANSWER, Phase.ROOM)
 
     def pause_writing(self) -> None:
         """Stop serving: the client does not read."""
         self._is_write_paused = True
+        self._is_lone = False
         self._settle()
 
     def resume_writing(self) -> None:
@@ -182,9 +193,36 @@ class Connection(asyncio.Protocol):
             self.deadline = endpoint.idle_deadline
         return data[start:]
 
+    def _serve_write(self, write: Write, rest: bytes) -> bool:
+        """Hand on the plain POST whose request line is followed by `rest`; False: it is for the careful path."""
+        section, separator, body = rest.partition(b"\r\n\r\n")
+        fields = self._endpoint.known_sections.get(section + separator)
+        if fields is None or fields.body_bytes != len(body) or fields.connection or fields.is_chunked:
+            return False
+        self._is_lone = True
+        self._is_fast = False
+        self._phase = Phase.ANSWER
+        self.deadline = NEVER
+        exchange = self._exchange(b"")
+        exchange.attempt(write, body, fields.durability, None, exchange)
+        return True
+
+    def _answer(self) -> None:
+        """Send the answer that has come, if its turn has."""
+        if not self._is_lone:
+            self._serve()
+            return
+        answer = self._exchanges.pop().answer or b""
+        self._is_lone = False
+        self._is_fast = True
+        self._phase = Phase.IDLE
+        self.deadline = self._endpoint.idle_deadline
+        self._write(answer)  # last: it may find the client slow, and change all that
+
     # ---- the careful path
 
     def _receive(self, data: bytes) -> None:
+        self._is_lone = False
         if self._phase is Phase.END or not data:
             return  # the last answer is given: what still comes is dropped
         self._input = self._input[self._start :] + data
@@ -302,7 +340,7 @@ class Connection(asyncio.Protocol):
 
     def _exchange(self, connection_option: bytes, is_head: bool = False) -> Exchange:
         endpoint, exchanges = self._endpoint, self._exchanges
-        exchange = Exchange(endpoint.replies, endpoint.counts, self._serve, not exchanges, is_head, connection_option)
+        exchange = Exchange(endpoint.replies, endpoint.counts, self._answer, not exchanges, is_head, connection_option)
         exchanges.append(exchange)
         return exchange
 
@@ -363,7 +401,7 @@ class Connection(asyncio.Protocol):
 
     def _enter_end(self) -> None:
         self._phase = Phase.END
-        self._is_fast = False
+        self._is_fast = self._is_lone = False
         self.deadline = self._endpoint.deadline(Phase.END)
         self._exchanges.clear()
         self._input, self._start, self._wanted = b"", 0, 0

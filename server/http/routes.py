@@ -22,7 +22,7 @@ from server.config import Config, Durability, parse_durability
 from server.errors import ConfigError, QueueFull, SlotBusy
 from server.http import bodies
 from server.http.bodies import BodyInvalid, UserBody
-from server.http.exchange import Counts, Exchange, Later, Request
+from server.http.exchange import Counts, Exchange, Later, Request, Write
 from server.http.passwords import HashingFull, PasswordPool, classic_secret, derive_secret, make_secret
 from server.http.replies import Replies
 
@@ -113,7 +113,7 @@ class Shop:
         passwords: PasswordPool,
     ) -> None:
         self._is_classic = config.classic
-        self._level = config.durability
+        self._usual_terms = Terms(config.durability, None)
         self._loop = loop
         self._replies = replies
         self._counts = counts
@@ -121,18 +121,22 @@ class Shop:
         self._queue = queue
         self._passwords = passwords
 
+    def writers(self) -> Mapping[bytes, Write]:
+        """Return the writes of the fast path by what stands before the version in their request line."""
+        return {b"POST %b" % target: partial(self._write, kind) for target, kind in COLLECTIONS.items()}
+
     def handle(self, request: Request, exchange: Exchange) -> bytes | Later:
         """Find what a request asks for."""
         kind = COLLECTIONS.get(request.target)
         if kind is not None:
-            return self._write(kind, request, exchange)
+            return self._post(kind, request, exchange)
         try:
             segments = path_segments(request.target)
         except TargetInvalid:
             return self._replies.error(400, "malformed request target")
         match segments:
             case ["", "user" | "product" | "order" as name]:
-                return self._write(KINDS[name], request, exchange)
+                return self._post(KINDS[name], request, exchange)
             case ["", "user", "purchased", id]:
                 return self._read(request, exchange, id, False, self._purchases)
             case ["", "user" | "product" | "order" as name, id]:
@@ -185,19 +189,26 @@ class Shop:
 
     # ---- writes
 
-    def _write(self, kind: Kind, request: Request, exchange: Exchange) -> bytes | Later:
-        is_order = kind is Kind.ORDER
+    def _post(self, kind: Kind, request: Request, exchange: Exchange) -> bytes | Later:
         if request.method != b"POST":
-            return not_allowed(self._replies, b"POST", is_order)
+            return not_allowed(self._replies, b"POST", kind is Kind.ORDER)
+        return self._write(kind, request.body, request.durability, request.key, exchange)
+
+    def _write(
+        self, kind: Kind, body: bytes, durability: str | None, key: str | None, exchange: Exchange
+    ) -> bytes | Later:
+        terms = self._usual_terms
         try:
-            level = self._level if request.durability is None else parse_durability(request.durability)
-            terms = Terms(level, None if request.key is None else make_token(kind, request.key, request.body))
+            if durability is not None:
+                terms = Terms(parse_durability(durability), None)
+            if key is not None:
+                terms = Terms(terms.level, make_token(kind, key, body))
             if kind is Kind.USER:
-                return self._write_user(bodies.decode_user(request.body, self._is_classic), terms, exchange)
-            decode = bodies.decode_order if is_order else bodies.decode_product
-            return self._submit(kind, decode(request.body), terms, exchange)
+                return self._write_user(bodies.decode_user(body, self._is_classic), terms, exchange)
+            decode = bodies.decode_order if kind is Kind.ORDER else bodies.decode_product
+            return self._submit(kind, decode(body), terms, exchange)
         except (BodyInvalid, ConfigError, KeyInvalid) as error:
-            return self._replies.error(400, str(error), is_order=is_order)
+            return self._replies.error(400, str(error), is_order=kind is Kind.ORDER)
 
     def _submit(self, kind: Kind, command: Command, terms: Terms, exchange: Exchange) -> bytes | Later:
         """Send a command; its outcome is the answer."""

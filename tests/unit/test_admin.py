@@ -75,7 +75,7 @@ class AdminServer(FakeServer):
         replies = Replies(self.clock, is_classic=False)
         replayer = Replayer(self.loop, replies, self.queue, self.letters)
         admin = Admin(self.segment, 2, replies, self.queue, replayer)
-        self.endpoint = Endpoint(self.loop, self.config, self.clock, replies, self.counts, admin, {}, 10)
+        self.endpoint = Endpoint(self.loop, self.config, self.clock, replies, self.counts, admin, {}, {}, 10)
 
     def block(self, number: int) -> memoryview:
         return counters.counters_block(self.segment, number)

@@ -1,9 +1,9 @@
 """What every service of every shape has in common: the paths of the shop, and how a request gets its answer.
 
 The HTTP under it is the server's own (`server/http/protocol.py`): parser, limits, keep-alive, pipelining and the fast
-path of plain GETs are the same for all shapes, so that a comparison is one of architectures. A subclass says what a
-read and a write do. It answers at once with bytes, or with a coroutine when it has to ask another service first; what
-comes later on the same connection waits meanwhile, so a client always sees its own writes.
+paths of plain requests are the same for all shapes, so that a comparison is one of architectures. A subclass says what
+a read and a write do. It answers at once with bytes, or with a coroutine when it has to ask another service first;
+what comes later on the same connection waits meanwhile, so a client always sees its own writes.
 """
 
 from __future__ import annotations
@@ -11,14 +11,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from server.commands import Kind, Outcome, Reply
 from server.http.bodies import BodyInvalid
-from server.http.exchange import Exchange, Later, Request
+from server.http.exchange import Exchange, Later, Request, Write
 from server.http.replies import Replies
-from server.http.routes import KINDS, READ_METHODS, TargetInvalid, healthz, not_allowed, parse_id, path_segments
+from server.http.routes import (
+    COLLECTIONS,
+    KINDS,
+    READ_METHODS,
+    TargetInvalid,
+    healthz,
+    not_allowed,
+    parse_id,
+    path_segments,
+)
 from tools.lineage.http_client import Upstream, UpstreamLost
 
 Work = bytes | Coroutine[Any, Any, bytes]
@@ -69,6 +79,10 @@ class Service:
         """Return the reads of the fast path by what stands before the id in their request line."""
         return {}
 
+    def writers(self) -> Mapping[bytes, Write]:
+        """Return the writes of the fast path by what stands before the version in their request line."""
+        return {b"POST %b" % target: partial(self._write_alone, kind) for target, kind in COLLECTIONS.items()}
+
     async def start(self) -> None:
         """Do what has to be done before the first request."""
 
@@ -82,7 +96,14 @@ class Service:
         """Find what a request asks for."""
         if not exchange.is_first:
             return Later.AGAIN
-        work = self._route(request)
+        return self._do(self._route(request), exchange)
+
+    def _write_alone(
+        self, kind: Kind, body: bytes, _durability: str | None, _key: str | None, exchange: Exchange
+    ) -> bytes | Later:
+        return self._do(self._write(kind, body), exchange)
+
+    def _do(self, work: Work, exchange: Exchange) -> bytes | Later:
         if isinstance(work, bytes):
             return work
         exchange.is_alone = True
@@ -109,7 +130,7 @@ class Service:
             return self.replies.error(400, "malformed request target")
         match segments:
             case ["", "user" | "product" | "order" as name]:
-                return self._write(KINDS[name], request)
+                return self._post(KINDS[name], request)
             case ["", "user", "purchased", id]:
                 return self._read(request, id, False, self.purchases)
             case ["", "user" | "product" | "order" as name, id]:
@@ -127,14 +148,16 @@ class Service:
             return self.replies.error(400, "the id in the path must be an integer", is_order=is_order)
         return read(id)
 
-    def _write(self, kind: Kind, request: Request) -> Work:
-        is_order = kind is Kind.ORDER
+    def _post(self, kind: Kind, request: Request) -> Work:
         if request.method != b"POST":
-            return not_allowed(self.replies, b"POST", is_order)
+            return not_allowed(self.replies, b"POST", kind is Kind.ORDER)
+        return self._write(kind, request.body)
+
+    def _write(self, kind: Kind, body: bytes) -> Work:
         try:
-            return self.write(kind, request.body)
+            return self.write(kind, body)
         except BodyInvalid as error:
-            return self.replies.error(400, str(error), is_order=is_order)
+            return self.replies.error(400, str(error), is_order=kind is Kind.ORDER)
 
     # ---- answers
 

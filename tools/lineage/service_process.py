@@ -58,9 +58,9 @@ class ServiceProcess:
         self._service = role.make(Context(loop, replies, data_dir, period_s, ports))
         config = Config(workers=1, classic=True, idle_timeout_s=IDLE_TIMEOUT_S)
         self._counts = Counts()
-        self._endpoint = Endpoint(
-            loop, config, self._clock, replies, self._counts, self._service, self._service.getters(), CONNECTIONS_MAX
-        )
+        service = self._service
+        common = (loop, config, self._clock, replies, self._counts, service)
+        self._endpoint = Endpoint(*common, service.getters(), service.writers(), CONNECTIONS_MAX)
         self._is_stopping = asyncio.Event()
 
     async def run(self, ready_fd: int, launcher_pidfd: int) -> int:
