@@ -33,10 +33,12 @@ from server.commands import (
     UpdateUser,
     User,
     encode_json,
+    join_stock,
+    split_stock,
 )
 from server.journal.format import Change
 from server.rules import StoredUser
-from server.shm.table import TableReader
+from server.shm.table import TableReader, body_of
 
 EMPTY_BODY = b"{}"
 KEY_AGE_MAX_S = 24 * 3600  # how long an Idempotency-Key is remembered: far longer than any client retries
@@ -68,6 +70,19 @@ class Bought(NamedTuple):
     seq: int
 
 
+class _Stock:
+    """The stock of a product that the batch looked at; the product itself is not decoded."""
+
+    __slots__ = ("head", "seq", "units")
+
+    def __init__(self, body: bytes) -> None:
+        self.head, self.units = split_stock(body)
+        self.seq = 0  # of the last order in this batch
+
+    def body(self) -> bytes:
+        return join_stock(self.head, self.units)
+
+
 class Batch:
     """The overlay of one batch over the published table."""
 
@@ -83,29 +98,18 @@ class Batch:
         self._users: dict[int, StoredUser | None] = {}
         self._products: dict[int, Product | None] = {}
         self._changes: dict[tuple[Kind, int], Change] = {}
-        self._sold: dict[int, int] = {}  # product id -> seq of the last order; its image is made once, at the end
+        self._stocks: dict[int, _Stock] = {}  # of products that were ordered; the image is made once, at the end
         self.orders: list[Change] = []
-        self._bought: dict[tuple[int, int], Bought] = {}
-        self._handlers: dict[type, Callable[[Any], Result]] = {
-            CreateUser: self._create_user,
-            UpdateUser: self._update_user,
-            DeleteUser: self._delete_user,
-            CreateProduct: self._create_product,
-            UpdateProduct: self._update_product,
-            DeleteProduct: self._delete_product,
-            PlaceOrder: self._place_order,
-            Flush: self._flush,
-            ReplayDeadLetter: self._replay_dead_letter,
-        }
+        self._bought: dict[tuple[int, int], tuple[int, int]] = {}  # user, product -> units, seq of the last order
 
     def execute(self, command: Command, token: Token | None = None) -> Result:
         """Apply one command on the overlay; one that was applied before under the same key is answered as it was."""
         if token is None:
-            return self._handlers[type(command)](command)
+            return _HANDLERS[type(command)](self, command)
         known = self._key(token.id)
         if known is not None and known.key == token.key and known.at_s + KEY_AGE_MAX_S > self._now_s:
             return Result(Outcome.DONE, known.seq, known.body) if known.digest == token.digest else KEY_REUSED
-        result = self._handlers[type(command)](command)
+        result = _HANDLERS[type(command)](self, command)
         if result.outcome == Outcome.DONE:
             entry = self.keys[token.id] = KeyEntry(token.key, token.digest, result.seq, result.body, self._now_s)
             self._changes[Kind.KEY, token.id] = Change(Kind.KEY, token.id, result.seq, encode_entry(entry), b"")
@@ -121,19 +125,19 @@ class Batch:
             record = self._table.get_key(id)
             if record is None:
                 return None
-            self.keys[id] = decode_entry(record.partition(b"\r\n\r\n")[2])
+            self.keys[id] = decode_entry(body_of(record))
         return self.keys[id]
 
     def records(self) -> list[Change]:
-        """Return the after-images of users and products."""
-        for id, seq in self._sold.items():
-            self._changes[Kind.PRODUCT, id] = Change(Kind.PRODUCT, id, seq, encode_json(self._products[id]), b"")
-        self._sold.clear()
+        """Return the after-images of users, products and keys."""
+        for id, stock in self._stocks.items():
+            if stock.seq:
+                self._changes[Kind.PRODUCT, id] = Change(Kind.PRODUCT, id, stock.seq, stock.body(), b"")
         return list(self._changes.values())
 
     def bought(self) -> list[Bought]:
         """Return what was bought, summed up per user and product."""
-        return list(self._bought.values())
+        return [Bought(*of_whom, *units) for of_whom, units in self._bought.items()]
 
     # ---- what the overlay shows ----------------------------------------------------------------
 
@@ -149,16 +153,27 @@ class Batch:
             return StoredUser(User(classic.id, classic.username, classic.email), classic.password)
         return StoredUser(_decode_user(body), private.decode() or None)
 
-    def _has_user(self, id: int) -> bool:
-        if id in self._users:
-            return self._users[id] is not None
-        return self._table.get_user(id) is not None
-
     def _product(self, id: int) -> Product | None:
+        if id in self._stocks:
+            return _decode_product(self._stocks[id].body())
         if id not in self._products:
             record = self._table.get_product(id)
-            self._products[id] = None if record is None else _decode_product(record.partition(b"\r\n\r\n")[2])
+            self._products[id] = None if record is None else _decode_product(body_of(record))
         return self._products[id]
+
+    def _stock(self, id: int) -> _Stock | None:
+        if id in self._stocks:
+            return self._stocks[id]
+        if id in self._products:
+            product = self._products[id]
+            body = None if product is None else encode_json(product)
+        else:
+            record = self._table.get_product(id)
+            body = None if record is None else body_of(record)
+        if body is None:
+            return None
+        stock = self._stocks[id] = _Stock(body)
+        return stock
 
     # ---- commands ------------------------------------------------------------------------------
 
@@ -194,7 +209,7 @@ class Batch:
         if isinstance(ruled, Outcome):
             return Result(ruled)
         self._products[id] = ruled
-        self._sold.pop(id, None)
+        self._stocks.pop(id, None)
         return self._keep(Kind.PRODUCT, id, None if ruled is None else encode_json(ruled))
 
     def _keep(self, kind: Kind, id: int, body: bytes | None, private: bytes = b"") -> Result:
@@ -203,34 +218,51 @@ class Batch:
         return Result(Outcome.DONE, self.seq, EMPTY_BODY if body is None else body)
 
     def _place_order(self, command: PlaceOrder) -> Result:
-        user_id, product_id = command.user_id, command.product_id
-        has_user = self._has_user(user_id)
-        ruled = rules.place_order(has_user, self._product(product_id), command, self.next_order_id)
-        if isinstance(ruled, Outcome):
-            return Result(ruled)
-        order, self._products[product_id] = ruled
+        user_id, product_id, quantity = command.user_id, command.product_id, command.quantity
+        if user_id in self._users:
+            has_user = self._users[user_id] is not None
+        else:
+            has_user = self._table.get_user(user_id) is not None
+        stock = self._stock(product_id)
+        order = rules.place_order(has_user, None if stock is None else stock.units, command, self.next_order_id)
+        if isinstance(order, Outcome):
+            return Result(order)
+        assert stock is not None
         self.next_order_id += 1
-        self.seq += 1
-        self._sold[product_id] = self.seq
+        seq = self.seq = self.seq + 1
+        stock.units -= quantity
+        stock.seq = seq
         body = encode_json(order)
-        self.orders.append(Change(Kind.ORDER, order.id, self.seq, body, b""))
-        before = self._bought.get((user_id, product_id))
-        units = command.quantity + (before.quantity if before else 0)
-        self._bought[user_id, product_id] = Bought(user_id, product_id, units, self.seq)
-        return Result(Outcome.DONE, self.seq, body)
+        self.orders.append(Change(Kind.ORDER, order.id, seq, body, b""))
+        units, _ = self._bought.get((user_id, product_id), (0, 0))
+        self._bought[user_id, product_id] = units + quantity, seq
+        return Result(Outcome.DONE, seq, body)
 
     def _flush(self, _command: Flush) -> Result:
         return Result(Outcome.DONE, self.seq)
 
     def _replay_dead_letter(self, command: ReplayDeadLetter) -> Result:
         kind, id = command.kind, command.id
-        is_sold = kind is Kind.PRODUCT and id in self._sold
+        is_sold = kind is Kind.PRODUCT and id in self._stocks and self._stocks[id].seq > 0
         if (kind, id) not in self._changes and not is_sold:  # else it is written anyway
             stored = self._table.get_private(kind, id)
             if stored is None:
                 return Result(Outcome.MISSING)
             self._keep(kind, id, *stored)
         return Result(Outcome.DONE, self.seq, EMPTY_BODY)
+
+
+_HANDLERS: dict[type, Callable[[Batch, Any], Result]] = {
+    CreateUser: Batch._create_user,
+    UpdateUser: Batch._update_user,
+    DeleteUser: Batch._delete_user,
+    CreateProduct: Batch._create_product,
+    UpdateProduct: Batch._update_product,
+    DeleteProduct: Batch._delete_product,
+    PlaceOrder: Batch._place_order,
+    Flush: Batch._flush,
+    ReplayDeadLetter: Batch._replay_dead_letter,
+}
 
 
 def _fields(user: User) -> tuple[int, str, str]:

@@ -171,6 +171,8 @@ class CommandQueue:
     def _receive(self) -> None:
         while (message := self._socket.try_receive()) is not None:
             answer = _decode_replies(message)
+            if answer.epoch < self._epoch:
+                continue  # from a manager that was replaced: its successor answers
             if answer.epoch > self._epoch:
                 self._send_again(answer.epoch)
             if answer.replies:

@@ -58,6 +58,20 @@ class Product(Struct, frozen=True):
     quantity: int
 
 
+def split_stock(product: bytes) -> tuple[bytes, int]:
+    """Part the canonical JSON of a product into what stands before its stock and the stock; see `join_stock`.
+
+    An order changes nothing else, so its batch need not decode the product: `quantity` is the last field.
+    """
+    head, colon, tail = product.rpartition(b":")
+    return head + colon, int(tail[:-1])
+
+
+def join_stock(head: bytes, stock: int) -> bytes:
+    """Return the canonical JSON of a product that `split_stock` has parted, with this stock."""
+    return b"%b%d}" % (head, stock)
+
+
 class Order(Struct, frozen=True):
     id: int
     product_id: int

@@ -12,8 +12,8 @@ They are armed only through the environment variable MILLRACE_FAILPOINTS, which 
 
     point                         passed by     when
     manager.start                 manager       before it looks at anything
-    load.reset                    manager       first load: the table is empty
     load.journal_open             manager       first load: the torn tail is cut
+    load.reset                    manager       first load: the table is empty
     load.loaded                   manager       first load: all records are in the table, nothing is served yet
     takeover.journal_open         manager       after a death: the torn tail is cut
     takeover.group_redone         manager       after each group that was published again
@@ -63,7 +63,7 @@ Failpoint = Callable[[str], None]  # called with the name of the point that is p
 
 NAMES = frozenset(
     (
-        "manager.start", "load.reset", "load.journal_open", "load.loaded", "takeover.journal_open",
+        "manager.start", "load.journal_open", "load.reset", "load.loaded", "takeover.journal_open",
         "takeover.group_redone", "takeover.redone", "takeover.unlocked", "manager.before_ready",
         "manager.before_append", "journal.before_write", "journal.after_write", "journal.before_sync",
         "journal.after_sync", "manager.in_publish", "manager.before_dirty", "manager.after_publish",

@@ -178,10 +178,10 @@ class Manager:
 
     def _execute(self, batch: Batch, arrival: Arrival) -> Result:
         """Apply a command, unless the predecessor did: then its answer is known."""
-        known = self._answered.get((arrival.worker, arrival.request.number))
-        if known is not None:
+        worker, request = arrival
+        if self._answered and (known := self._answered.get((worker, request.number))):
             return Result(known.outcome, known.seq, known.body)
-        return batch.execute(arrival.request.command, arrival.request.token)
+        return batch.execute(request.command, request.token)
 
     def _commit_less(self, arrivals: Sequence[Arrival]) -> None:
         """Too much for one group or for the memory: first one half, then the other; a single one is refused."""
@@ -210,17 +210,16 @@ class Manager:
         first_seq = self._last_seq + 1
         bodies = {change.seq: change.body for change in changes}
         answers = []
-        level = Durability.MEMORY
-        for arrival, result in zip(arrivals, results, strict=True):
-            if result.seq >= first_seq:
-                is_in_change = bodies.get(result.seq) == result.body
-                body = None if is_in_change else result.body
-                answers.append(Answer(arrival.worker, arrival.request.number, result.seq, body))
-                level = max(level, Durability(arrival.request.level))
+        level: int = Durability.MEMORY
+        for (worker, request), (_, seq, body) in zip(arrivals, results, strict=True):
+            if seq >= first_seq:
+                is_in_change = bodies.get(seq) == body
+                answers.append(Answer(worker, request.number, seq, None if is_in_change else body))
+                if request.level > level:
+                    level = request.level
+        is_synced = level >= Durability.JOURNAL
         try:
-            self._journal.append(
-                first_seq, seqs, changes, encode_answers(answers), sync=level >= Durability.JOURNAL
-            )
+            self._journal.append(first_seq, seqs, changes, encode_answers(answers), is_synced)
         except JournalRefused as refused:
             self._counters[counters.JOURNAL_REFUSED] += 1
             if not self._is_refusing:  # once: on a full disk it is every batch, and the log may be on the same disk
@@ -231,7 +230,7 @@ class Manager:
             log.info("journal takes writes again refused=%d", self._counters[counters.JOURNAL_REFUSED])
             self._is_refusing = False
         self._counters[counters.GROUPS] += 1
-        self._counters[counters.SYNCS] += level >= Durability.JOURNAL
+        self._counters[counters.SYNCS] += is_synced
         return None
 
     def _mark_published(self) -> None:
@@ -247,15 +246,17 @@ class Manager:
         """Send the replies, one message per worker; hold back those that wait for the databases."""
         replies: dict[int, list[Reply]] = {}
         persisted_seq = self._words[layout.PERSISTED_SEQ]
-        for arrival, result in zip(arrivals, results, strict=True):
-            number, level = arrival.request.number, arrival.request.level
-            reply = Reply(number, *result)
-            if result.outcome != Outcome.DONE:
+        for (worker, request), (outcome, seq, body) in zip(arrivals, results, strict=True):
+            reply = Reply(request.number, outcome, seq, body)
+            if outcome is not Outcome.DONE:
                 self._counters[counters.REJECTED] += 1
-            elif level == Durability.DATABASE and result.seq > persisted_seq:
-                self._hold(arrival.worker, reply)
+            elif request.level == Durability.DATABASE and seq > persisted_seq:
+                self._hold(worker, reply)
                 continue
-            replies.setdefault(arrival.worker, []).append(reply)
+            if worker in replies:
+                replies[worker].append(reply)
+            else:
+                replies[worker] = [reply]
         for worker, of_worker in replies.items():
             self._intake.reply(worker, of_worker)
             self._failpoint("manager.half_answered")
@@ -348,10 +349,10 @@ class Manager:
 
     def _load(self) -> None:
         """First start of this run: the table is built from the databases and the journal after their checkpoints."""
+        self._open_journal()  # first: its lock keeps out whoever is not the manager any more
+        self._failpoint("load.journal_open")
         reset_table(self._shared.segment)
         self._failpoint("load.reset")
-        self._open_journal()
-        self._failpoint("load.journal_open")
         self._table = TableWriter(self._shared.segment)
         config, instance = self._config, self._shared.instance
         groups = read_groups(config.data_dir / JOURNAL_DIRECTORY, instance)

@@ -88,13 +88,13 @@ def delete_product(stored: Product | None, command: DeleteProduct) -> Outcome | 
     return None if is_match else Outcome.MISMATCH
 
 
-def place_order(
-    has_user: bool, product: Product | None, command: PlaceOrder, id: int
-) -> tuple[Order, Product] | Outcome:
-    """Take the stock and record the order in one step; exactly the remaining stock is fine."""
-    if not has_user or product is None:
+def place_order(has_user: bool, stock: int | None, command: PlaceOrder, id: int) -> Order | Outcome:
+    """Record the order; the caller takes its quantity from the stock (None: no such product) in the same step.
+
+    Exactly the remaining stock is fine.
+    """
+    if not has_user or stock is None:
         return Outcome.MISSING
-    if command.quantity > product.quantity:
+    if command.quantity > stock:
         return Outcome.OUT_OF_STOCK
-    left = replace(product, quantity=product.quantity - command.quantity)
-    return Order(id, command.product_id, command.user_id, command.quantity), left
+    return Order(id, command.product_id, command.user_id, command.quantity)

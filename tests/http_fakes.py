@@ -79,6 +79,13 @@ class FakeLoop:
     def call_later(self, delay: float, callback: Callable[..., object], *arguments: Any) -> None:
         self.calls.append((delay, callback, arguments))
 
+    def run_soon(self) -> None:
+        """Run what waits for the next turn of the loop."""
+        soon = [call for call in self.calls if not call[0]]
+        self.calls = [call for call in self.calls if call[0]]
+        for _, callback, arguments in soon:
+            callback(*arguments)
+
     def run_calls(self) -> None:
         """Run what waits now, not what it makes wait."""
         calls, self.calls = self.calls, []
@@ -132,8 +139,9 @@ class Submitted(NamedTuple):
 class FakeQueue:
     """Keeps commands until the test answers; `is_quick` answers within `submit`. Applied users go to the table."""
 
-    def __init__(self, table: FakeTable) -> None:
+    def __init__(self, table: FakeTable, loop: FakeLoop) -> None:
         self.table = table
+        self.loop = loop
         self.submitted: list[Submitted] = []
         self.is_full = self.is_quick = False
         self.seq = 0
@@ -156,17 +164,21 @@ class FakeQueue:
         return [submitted.command for submitted in self.submitted]
 
     def answer(self, outcome: Outcome | None = Outcome.DONE, index: int = 0) -> None:
-        """Answer a command; the first one when nothing is said, None for the time-out."""
+        """Answer a command, and turn the loop; the first one when nothing is said, None for the time-out."""
         command, _, on_reply, _ = self.submitted.pop(index)
+        on_reply(None if outcome is None else self._reply(command, outcome))
+        if not self.is_quick:
+            self.loop.run_soon()
+
+    def _reply(self, command: Command, outcome: Outcome) -> Reply:
         if outcome is not Outcome.DONE:
-            on_reply(None if outcome is None else Reply(0, outcome))
-            return
+            return Reply(0, outcome)
         self.seq += 1
         body = b"{}"
         if isinstance(command, CreateUser):
             body = msgspec.json.encode(User(command.id, command.username, command.email))
             self.table.bodies[Kind.USER, command.id] = body
-        on_reply(Reply(0, Outcome.DONE, self.seq, body))
+        return Reply(0, Outcome.DONE, self.seq, body)
 
 
 class FakePasswords:
@@ -210,7 +222,7 @@ class FakeServer:
         self.clock = Clock(NOW)
         self.counts = Counts()
         self.table = FakeTable()
-        self.queue = FakeQueue(self.table)
+        self.queue = FakeQueue(self.table, self.loop)
         self.passwords: Any = FakePasswords()
         replies = Replies(self.clock, is_classic)
         shop = Shop(self.config, self.loop, replies, self.counts, self.table, self.queue, self.passwords)

@@ -12,7 +12,7 @@ import msgspec
 from server.commands import Kind
 from server.shm import layout
 from server.shm.arena import Arena
-from server.shm.layout import CHECK, KEY, LINK_SHIFT, LOCK, LOCKED, NEXT, NEXT_MASK, REF, SLOT_USED
+from server.shm.layout import CHECK, LINK_SHIFT, LOCK, LOCKED, NEXT, NEXT_MASK, REF, SLOT_USED
 from server.shm.segment import Segment
 from server.shm.table import TableReader, body_of
 from server.shm.table_writer import TableWriter
@@ -120,7 +120,7 @@ def chained_slots(writer: TableWriter) -> dict[int, int]:
             slot = words[bucket]
             while slot:
                 assert slot not in found, "a slot in two chains, or a ring"
-                assert chains.bucket(words[slot + KEY]) == bucket
+                assert chains.bucket(chains.hash_of(slot)) == bucket
                 found[slot] = kind
                 slot = words[slot + NEXT] & NEXT_MASK
     return found
@@ -131,11 +131,11 @@ def check_blocks(writer: TableWriter) -> None:
     words, blocks = writer._words, []
     linked = set()
     for slot in writer.slots():
-        ref = words[slot + REF]
-        if ref:
+        ref, kind = words[slot + REF], words[slot + LOCK] >> layout.KIND_SHIFT & layout.KIND_MASK
+        if ref and kind != Kind.PURCHASE:
             size = (ref & layout.LENGTH_MASK) + (ref >> layout.PRIVATE_SHIFT & layout.PRIVATE_MASK)
             blocks.append((ref >> layout.OFFSET_SHIFT << 3, size))
-        if words[slot + NEXT] & SLOT_USED and words[slot + LOCK] >> layout.KIND_SHIFT & layout.KIND_MASK == Kind.USER:
+        if words[slot + NEXT] & SLOT_USED and kind == Kind.USER:
             link = words[slot + CHECK] >> LINK_SHIFT
             while link:
                 assert link not in linked

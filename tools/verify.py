@@ -45,6 +45,7 @@ from server.data_directory import Instance, Run, read_run
 from server.errors import DataError, MillraceError, SlotBusy
 from server.journal.reader import read_groups
 from server.shm import layout
+from server.shm.layout import UNITS_MAX
 from server.shm.segment import Segment
 from server.shm.table import TableReader
 from tools.connection import Connection, post
@@ -369,7 +370,7 @@ def _stored_product(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _pairs(units: Mapping[Any, int]) -> tuple[tuple[int, int], ...]:
-    return tuple(sorted((int(product_id), quantity) for product_id, quantity in units.items()))
+    return tuple(sorted((int(product_id), min(quantity, UNITS_MAX)) for product_id, quantity in units.items()))
 
 
 def _only(values: dict[Key, Value], keys: Iterable[Key] | None) -> dict[Key, Value]:

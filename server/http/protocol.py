@@ -116,11 +116,6 @@ class Connection(asyncio.Protocol):
             return
         endpoint = self._endpoint
         line, _, section = data.partition(b" HTTP/1.1\r\n")
-        write = endpoint.writers.get(line)
-        if write is not None:
-            if not self._serve_write(write, section):
-                self._receive(data)
-            return
         if endpoint.known_sections.get(section) is PLAIN:
             try:
                 record = endpoint.find_record(line)
@@ -131,7 +126,11 @@ class Connection(asyncio.Protocol):
                 endpoint.counts.fast_reads += 1
                 self.deadline = endpoint.idle_deadline
                 return
-        self._receive(self._serve_plain(data))
+        write = endpoint.writers.get(line)
+        if write is None:
+            self._receive(self._serve_plain(data))
+        elif not self._serve_write(write, section):
+            self._receive(data)
 
     def eof_received(self) -> bool:
         """Let a client that has sent all it wants read its answers; return False to close."""
@@ -208,9 +207,13 @@ class Connection(asyncio.Protocol):
         return True
 
     def _answer(self) -> None:
-        """Send the answer that has come, if its turn has."""
+        """Send the answer that has come, if its turn has; with those of a pipeline that come in the same loop turn."""
         if not self._is_lone:
-            self._serve()
+            if len(self._exchanges) == 1:
+                self._serve()
+            elif not self._is_serving and not self._is_yielding:
+                self._is_yielding = True
+                self._endpoint.loop.call_soon(self._serve)
             return
         answer = self._exchanges.pop().answer or b""
         self._is_lone = False

@@ -2,34 +2,42 @@
 
 A change of the chains that a reader could stumble over makes STRUCTURE odd while it lasts [chain-order]. Every single
 store leaves chains in which each slot is found: a split only ever takes slots out of the chain where they do not
-belong any more. So a writer that dies in the middle leaves at worst two chains that share their end, and `repair`
-goes on where it stopped.
+belong any more. So a writer that dies in the middle leaves at worst two chains that share their end, those of the
+newest bucket and of the one it was split from, and `repair` goes on where it stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from server.commands import Kind
 from server.errors import MemoryFull
-from server.shm.layout import BUCKETS, BUCKETS_MIN, KEY, NEXT, NEXT_MASK, SLOT_USED, STRUCTURE, WORD_BYTES
+from server.shm.layout import (
+    BUCKETS,
+    BUCKETS_MIN,
+    CHECK,
+    KEY,
+    NEXT,
+    NEXT_MASK,
+    OWNER_MASK,
+    SLOT_USED,
+    STRUCTURE,
+    WORD_BYTES,
+)
 from server.shm.segment import Region, Segment
 from server.shm.table import address_mask
 
 SPLIT_RETRY_SLOTS = 1024  # without memory for more buckets, ask again after so many inserts
+SPLITS_MAX = 16  # while STRUCTURE is odd, some 20 us: a reader that finds nothing tries for longer than that
 
 
 class Chains:
-    """Buckets and chains of one kind. `slots` in them is counted by the owner when it takes over.
-
-    The hash of a key is spelled out where it is needed, as in `TableReader`: a call would cost more than the hash.
-    """
+    """Buckets and chains of one kind. `slots` in them is counted by the owner when it takes over."""
 
     def __init__(self, segment: Segment, kind: int, seed: int) -> None:
         self._words = segment.words
-        self._is_hashed = kind == Kind.PURCHASE  # KEY of a purchase is a hash already
         self._seed = seed
+        self.hash_of = self._make_hash()
         self._buckets_word = BUCKETS + kind
         self._structure_word = STRUCTURE + kind
         self._base = segment.regions.buckets[kind] // WORD_BYTES
@@ -41,24 +49,24 @@ class Chains:
         self.region = Region(segment, segment.regions.buckets[kind], size_max, self._buckets * WORD_BYTES)
         self._room = self.region.reserved_bytes // WORD_BYTES  # buckets
 
-    def bucket(self, key: int) -> int:
-        """Return the word of the bucket where a key belongs."""
-        bucket = (key if self._is_hashed else hash(key * (key + self._seed))) & self._mask
-        if bucket >= self._buckets:
-            bucket &= self._mask >> 1
-        return self._base + bucket
-
     def find(self, key: int) -> int:
         """Return the slot that holds the key, tombstones included, or 0."""
         words = self._words
-        slot = words[self.bucket(key)]
+        slot = words[self.bucket(hash(key * (key + self._seed)))]
         while slot and words[slot + KEY] != key:
             slot = words[slot + NEXT] & NEXT_MASK
         return slot
 
+    def bucket(self, hashed: int) -> int:
+        """Return the word of the bucket where a hash belongs."""
+        bucket = hashed & self._mask
+        if bucket >= self._buckets:
+            bucket &= self._mask >> 1
+        return self._base + bucket
+
     def holds(self, slot: int) -> bool:
-        """Whether a slot is in the chain where its key belongs."""
-        return slot in self._chain(self.bucket(self._words[slot + KEY]))
+        """Whether a slot is in the chain where it belongs."""
+        return slot in self._chain(self.bucket(self.hash_of(slot)))
 
     def presize(self, records: int) -> None:
         """Make buckets for so many records at once, if there are no slots yet and there is memory."""
@@ -73,16 +81,28 @@ class Chains:
             words[bucket] = 0
         self._set_buckets(buckets)
 
-    def count_insert(self) -> None:
-        """Count a slot that was hung into its chain; split a bucket when there are more slots than buckets."""
+    def insert(self, slot: int) -> None:
+        """Hang a slot into the chain where it belongs; all else in it is written, so readers may find it."""
+        words = self._words
+        bucket = self.hash_of(slot) & self._mask
+        if bucket >= self._buckets:
+            bucket &= self._mask >> 1
+        bucket += self._base
+        words[slot + NEXT] = words[bucket] | SLOT_USED
+        words[bucket] = slot
         self.slots += 1
-        if self.slots > self._split_above:
-            self._split()
+
+    def spread(self) -> None:
+        """Split buckets in turn until there are as many as slots: so the chains stay short."""
+        while self.slots > self._split_above:
+            if self._buckets >= self._room and not self._find_room():
+                return
+            self._split(min(self.slots, self._buckets + SPLITS_MAX, self._room))
 
     def unlink(self, slot: int) -> None:
         """Take a slot out of its chain."""
         words = self._words
-        before = self.bucket(words[slot + KEY])
+        before = self.bucket(self.hash_of(slot))
         while (following := words[before] & NEXT_MASK) != slot:
             before = following + NEXT
         words[self._structure_word] += 1  # [chain-order]
@@ -97,6 +117,16 @@ class Chains:
             self._finish_split()
             words[self._structure_word] += 1
 
+    def _make_hash(self) -> Callable[[int], int]:
+        """Return the function that hashes what is in a slot; a closure, because it runs more than once per insert."""
+        words, seed = self._words, self._seed
+
+        def hash_of(slot: int) -> int:
+            key = words[slot + KEY]
+            return hash(key * (key + seed))
+
+        return hash_of
+
     def _chain(self, bucket: int) -> Iterator[int]:
         words = self._words
         slot = words[bucket]
@@ -109,25 +139,20 @@ class Chains:
         if buckets > self._mask:
             self._mask = address_mask(buckets)
 
-    def _split(self) -> None:
-        """Split the next bucket in turn: one step per insert keeps the chains short."""
-        words, seed, newest, mask = self._words, self._seed, self._buckets, self._mask
-        if newest >= self._room and not self._find_room():
-            return
-        before = self._base + (newest & mask >> 1)
-        while first := words[before] & NEXT_MASK:
-            key = words[first + KEY]
-            if (key if self._is_hashed else hash(key * (key + seed))) & mask == newest:
-                break
-            before = first + NEXT
-        words[self._base + newest] = first
-        if first:
-            words[self._structure_word] += 1  # [chain-order]
+    def _split(self, buckets: int) -> None:
+        """Split buckets in turn until there are so many."""
+        words, base, hash_of = self._words, self._base, self.hash_of
+        words[self._structure_word] += 1  # [chain-order]
+        for newest in range(self._buckets, buckets):
+            mask = self._mask
+            stay, move = base + (newest & mask >> 1), base + newest
+            while (slot := words[stay] & NEXT_MASK) and hash_of(slot) & mask != newest:
+                stay = slot + NEXT
+            words[move] = slot
             self._set_buckets(newest + 1)
-            self._unzip(first, before, self._base + newest)
-            words[self._structure_word] += 1
-        else:  # nobody moves, so no reader can miss anything
-            self._set_buckets(newest + 1)
+            if slot:
+                self._unzip(slot, stay, move)
+        words[self._structure_word] += 1
 
     def _find_room(self) -> bool:
         """Reserve memory for more buckets; without it the chains get longer, which is better than a refused record."""
@@ -145,12 +170,11 @@ class Chains:
         `stay` and `move` are the words that point to the next slot of either; both lead to `slot`. Front to back, one
         store where a slot of one sort follows one of the other: what is not yet parted is reached from both sides.
         """
-        words, seed, newest = self._words, self._seed, self._buckets - 1
+        words, hash_of, newest = self._words, self.hash_of, self._buckets - 1
         mask = address_mask(newest)
         last, other, is_moving = move, stay, True
         while slot:
-            key = words[slot + KEY]
-            if ((key if self._is_hashed else hash(key * (key + seed))) & mask == newest) != is_moving:
+            if (hash_of(slot) & mask == newest) != is_moving:
                 last, other, is_moving = other, last, not is_moving
                 words[last] = words[last] & SLOT_USED | slot
             last = slot + NEXT
@@ -171,3 +195,25 @@ class Chains:
             move = slot + NEXT
         if common:
             self._unzip(common, stay, move)
+
+
+class PurchaseChains(Chains):
+    """The chains of the purchases, found by product and user."""
+
+    def find_purchase(self, product_id: int, owner: int) -> int:
+        """Return the slot of what the user whose slot has the number `owner` bought of a product, or 0."""
+        words, seed = self._words, self._seed
+        hashed = hash(product_id * (product_id + seed) + owner * (owner + seed) * seed)
+        slot = words[self.bucket(hashed)]
+        while slot and (words[slot + KEY] != product_id or words[slot + CHECK] & OWNER_MASK != owner):
+            slot = words[slot + NEXT] & NEXT_MASK
+        return slot
+
+    def _make_hash(self) -> Callable[[int], int]:
+        words, seed = self._words, self._seed
+
+        def hash_of(slot: int) -> int:
+            product_id, owner = words[slot + KEY], words[slot + CHECK] & OWNER_MASK
+            return hash(product_id * (product_id + seed) + owner * (owner + seed) * seed)
+
+        return hash_of

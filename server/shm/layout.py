@@ -47,6 +47,8 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     28     WORKERS              supervisor   worker slots that have a process, from 0
     29     LISTENERS            supervisor   listening sockets in use; those from WORKERS on are served by worker
                                              (slot % WORKERS), so that none of their queued connections is lost
+    30     UNDO_UNITS           manager      while the slot of a purchase is locked, what to put back into it: UNITS
+    31     UNDO_SEQ             manager      and SEQ
     32-36  BUCKETS + kind       manager      number of buckets in use, at least BUCKETS_MIN
     40-44  RECORDS + kind       manager      live records
     48-52  STRUCTURE + kind     manager      version of the chains: odd while one is being relinked
@@ -58,21 +60,23 @@ the start of the segment; only LINK, which has 32 bits, holds a slot number. A s
     word  name      meaning
     0     LOCK      lock word of the seqlock: bit 0 set while words 1-5 change | bits 1-3 kind | bits 4-63 version,
                     one more after every change, so that the word is never 0 once used and never the same again
-    1     KEY       id of the record; for a purchase the hash of its user and product
+    1     KEY       id of the record; of a purchase the id of the product
     2     NEXT      bits 0-39 next slot of the chain, 0 = end | bit 40 SLOT_USED
-    3     REF       bits 0-15 record length | bits 16-27 private length | bits 28-63 arena offset in 8-byte units
+    3     REF       bits 0-15 record length | bits 16-27 private length | bits 28-63 arena offset in 8-byte units;
+                    of a purchase UNITS, how many were bought, at most UNITS_MAX: it has no record in the arena
     4     SEQ       seq of the last change of this record
-    5     CHECK     bits 0-31 CRC-32 of record + private part | bits 32-63 LINK: for a user the number of the newest
-                    slot of his purchases, for a purchase that of the next older one, 0 = end
+    5     CHECK     bits 0-31 CRC-32 of record + private part; of a purchase the number of its user's slot
+                    bits 32-63 LINK: for a user the number of the newest slot of his purchases, for a purchase that of
+                    the next older one, 0 = end
 
 A slot that is not locked is in a chain of its kind exactly if it has SLOT_USED; a locked one may be on its way in or
 out. NEXT (of a used slot) and LINK change without the lock word, by one store: they say where other slots are, not
 what this one holds.
 
 RECORD (in the arena): the ASCII decimal length of the body, CR LF CR LF, the body - the tail of an HTTP response
-that only wants `Content-Length: ` in front. The private part (a stored password; for a purchase its user id and the
-seq of the last order counted, one word each) follows the record directly and is in no answer. A block holds one
-record and is never changed while a slot refers to it: new bytes go to a fresh block, then the slot is switched.
+that only wants `Content-Length: ` in front. The private part (a stored password) follows the record directly and is
+in no answer. A block holds one record and is never changed while a slot refers to it: new bytes go to a fresh block,
+then the slot is switched.
 
     worked example: an empty table, user 7 is created with seq 4 and changed with seq 5 to
     {"id":7,"username":"a","email":"b"} (35 bytes), no private part; it got slot 1 and the second block of 48 bytes:
@@ -89,7 +93,7 @@ So no insert ever pays for a rehash of the table. With s = HASH_SEED and p = 2^6
 integer, so the remainder is cheap):
 
     h(id) = id * (id + s) mod p
-    h(user, product) = (user * (user + s) * s + product * (product + s)) mod p
+    h(product, user) = (product * (product + s) + user * (user + s) * s) mod p    user: the number of his slot
 
 Whoever does not know s can not aim at a bucket: for two ids fixed before s is drawn, the difference of their hashes is
 (a - b) * (a + b + s) mod p, equally often every remainder, so they meet in one of m buckets with a chance of about 2/m
@@ -106,7 +110,7 @@ PAGE_BYTES = 4096
 WORD_BYTES = 8
 
 MAGIC_VALUE = int.from_bytes(b"MILLRACE", "little")
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 # header words
 MAGIC = 0
@@ -135,6 +139,8 @@ DIRTY_TAIL = 23
 CHECKPOINT = 24
 WORKERS = 28
 LISTENERS = 29
+UNDO_UNITS = 30
+UNDO_SEQ = 31
 BUCKETS = 32
 RECORDS = 40
 STRUCTURE = 48
@@ -167,6 +173,8 @@ PRIVATE_SHIFT = 16
 PRIVATE_MASK = 0xFFF
 OFFSET_SHIFT = 28
 CRC_MASK = 0xFFFF_FFFF
+OWNER_MASK = CRC_MASK
+UNITS_MAX = (1 << 64) - 1  # a word; two orders of the largest quantity still add up, then the count stays there
 LINK_SHIFT = 32
 LINK_MAX = (1 << 32) - 1
 ARENA_BYTES_MAX = 1 << 39  # 36 bits of 8-byte units

@@ -66,7 +66,7 @@ Get = Callable[[int], bytes | None]
 
 
 class SlotRecord(NamedTuple):
-    """A slot as the persister and the tools see it. `body` None: a tombstone. `id` of a purchase: its hash."""
+    """A slot as the persister and the tools see it. `body` None: a tombstone, or a purchase (`id`: of its product)."""
 
     kind: int
     id: int
@@ -207,6 +207,9 @@ class TableReader:
         words, mm = self._words, self._mm
         lock = words[slot + LOCK]
         key, ref, seq, check = words[slot + KEY], words[slot + REF], words[slot + SEQ], words[slot + CHECK]
+        kind = lock >> KIND_SHIFT & KIND_MASK
+        if kind == Kind.PURCHASE:  # its REF is no ref
+            ref = 0
         start = self._arena_base + (ref >> OFFSET_SHIFT << 3)
         middle = start + (ref & LENGTH_MASK)
         record = mm[start:middle]
@@ -215,7 +218,7 @@ class TableReader:
             return None
         if ref and not IS_STRONGLY_ORDERED and crc32(private, crc32(record)) != check & CRC_MASK:
             return None
-        return _SlotWords(lock >> KIND_SHIFT & KIND_MASK, key, seq, ref, record, private)
+        return _SlotWords(kind, key, seq, ref, record, private)
 
     def read_slot(self, slot: int) -> SlotRecord | None:
         """Return what a slot holds, or None for a free one. Raises `SlotBusy`."""
@@ -228,7 +231,7 @@ class TableReader:
         raise SlotBusy(slot)
 
     def is_intact(self, slot: int) -> bool:
-        """Whether the bytes of a slot match its checksum (tools). Raises `SlotBusy`."""
+        """Whether the record of a slot, if it has one, matches its checksum (tools). Raises `SlotBusy`."""
         for _ in range(READ_TRIES):
             check = self._words[slot + CHECK] & CRC_MASK
             found = self._try_read(slot)
@@ -281,12 +284,11 @@ class TableReader:
         newest = link = words[user + CHECK] >> LINK_SHIFT
         while link:
             slot = self.slot_of(link)
-            lock = words[slot + LOCK]
+            lock = words[slot + LOCK]  # [slot-order]
+            if lock & TAG_MASK != Kind.PURCHASE << KIND_SHIFT:  # locked, or no purchase any more
+                return False
             if slot not in known or known[slot][0] != lock:
-                found = self._try_read(slot)
-                if found is None or found.kind != Kind.PURCHASE:
-                    return False
-                known[slot] = (lock, body_of(found.record))
+                known[slot] = (lock, b'"%d":%d' % (words[slot + KEY], words[slot + REF]))
             link = words[slot + CHECK] >> LINK_SHIFT
         is_same_list = words[user + KEY] == user_id and words[user + CHECK] >> LINK_SHIFT == newest
         return is_same_list and all(words[slot + LOCK] == lock for slot, (lock, _) in known.items())

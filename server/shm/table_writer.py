@@ -5,7 +5,11 @@ the counts from them, and finishes the split that its predecessor may have died 
 keeps it until the redo of the journal's last groups writes it again.
 
 A deleted record leaves a tombstone, so that the persister finds the deletion; `reclaim` frees the slot when the
-deletion is in SQLite. A user's tombstone stays while he has purchases: the list hangs on it, should his id come back.
+deletion is in SQLite. A user's tombstone stays while he has purchases: the list hangs on it, should his id come back,
+and his purchases are found by the number of his slot.
+
+A purchase is changed in its slot, so what was there is saved to the header first. A successor that finds the slot
+locked puts it back, and redo counts the order again.
 
 Slots and buckets once reserved stay: memory that small records needed for them is not there for larger ones later.
 The other way round the arena gives memory back.
@@ -14,7 +18,7 @@ The other way round the arena gives memory back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -22,7 +26,7 @@ from server.commands import Kind
 from server.errors import MemoryFull
 from server.shm import layout
 from server.shm.arena import Arena
-from server.shm.chains import Chains
+from server.shm.chains import Chains, PurchaseChains
 from server.shm.layout import (
     CHECK,
     CRC_MASK,
@@ -35,7 +39,6 @@ from server.shm.layout import (
     LOCK,
     LOCKED,
     NEXT,
-    NEXT_MASK,
     OFFSET_SHIFT,
     PRIVATE_MASK,
     PRIVATE_SHIFT,
@@ -45,10 +48,11 @@ from server.shm.layout import (
     SLOT_USED,
     SLOT_WORDS,
     TAG_MASK,
+    UNITS_MAX,
     VERSION_STEP,
 )
 from server.shm.segment import Region, Segment
-from server.shm.table import TableReader, record_of
+from server.shm.table import TableReader
 
 COMPACT_SHARE = 64  # compaction scans all slots: not again before 1/64 of the arena was freed
 
@@ -56,11 +60,9 @@ COMPACT_SHARE = 64  # compaction scans all slots: not again before 1/64 of the a
 Change = Iterable[Any]  # an after-image: kind, id, seq, body (None: deleted), private part
 Bought = Iterable[Any]  # units bought in a batch: user id, product id, quantity, seq
 
-# A change with its room: slot | is it a new one | kind | key | seq | ref of a fresh block, 0: a deletion | checksum |
-# the user of a purchase, else None. A plain tuple: a named one costs a tenth of a put.
-Prepared = tuple[int, bool, int, int, int, int, int, int | None]
-
-_FoundPurchase = tuple[int, int, int, int]  # slot (0: none yet), key, units, seq of the last order counted
+# A change with its room: slot | is it a new one | kind | key | seq | ref of a fresh block, 0: a deletion | checksum;
+# of a purchase the last two are its units and the slot of its user. A plain tuple: a named one costs a tenth of a put.
+Prepared = tuple[int, bool, int, int, int, int, int]
 
 
 class TableWriter(TableReader):
@@ -73,11 +75,15 @@ class TableWriter(TableReader):
         self.touched: list[int] = []
         self._free_slots: list[int] = []
         self._tombstones: list[deque[tuple[int, int]]] = [deque() for _ in range(KINDS)]  # (seq, slot)
-        self._chains = [Chains(segment, kind, self._seed) for kind in range(KINDS)]
+        self._purchases = PurchaseChains(segment, Kind.PURCHASE, self._seed)
+        self._chains = [
+            self._purchases if kind == Kind.PURCHASE else Chains(segment, kind, self._seed) for kind in range(KINDS)
+        ]
         self._arena = Arena(segment)
         slots_bytes = segment.words[layout.SLOTS_USED] * layout.SLOT_BYTES
         slots_max_bytes = segment.regions.slots_max * layout.SLOT_BYTES
         self._slot_region = Region(segment, segment.regions.slots, slots_max_bytes, slots_bytes)
+        self._slots_room = 0  # slots that the region has memory for, as far as known
         self._adopt()
 
     # ---- what the manager calls ----------------------------------------------------------------
@@ -85,13 +91,16 @@ class TableWriter(TableReader):
     def prepare(self, records: Iterable[Change], bought: Iterable[Bought], orders: Iterable[Change]) -> list[Prepared]:
         """Find room for all of a batch, so that `publish` can not fail; nothing of it is visible yet.
 
-        Raises `MemoryFull`, and then nothing has changed.
+        The orders have to be new, the users who bought in the table or among the records. Raises `MemoryFull`, and
+        then nothing has changed.
         """
         prepared: list[Prepared] = []
-        try:  # what was made before an exception stays in the list
-            prepared.extend(self._prepare_record(*change) for change in records)
-            prepared.extend(self._prepare_purchase(*item) for item in bought)
-            prepared.extend(self._prepare_record(*change) for change in orders)
+        try:
+            for kind, id, seq, body, private in records:
+                prepared.append(self._prepare(self._chains[kind].find(id), kind, id, seq, body, private))
+            self._prepare_purchases(bought, prepared)
+            for kind, id, seq, body, private in orders:
+                prepared.append(self._prepare(0, kind, id, seq, body, private))
         except MemoryFull:
             self.discard(prepared)
             raise
@@ -99,44 +108,53 @@ class TableWriter(TableReader):
 
     def publish(self, batch: Iterable[Prepared]) -> None:
         """Show a prepared batch to the readers, one slot at a time, in the order prepared."""
+        touched = self.touched
         for prepared in batch:
-            if not prepared[1]:
-                self._replace(prepared)
-            elif prepared[-1] is None:
-                self._insert(prepared, 0)
+            slot, is_new, kind, _, seq, ref, check = prepared
+            if kind == Kind.PURCHASE:
+                if is_new:
+                    self._insert_purchase(prepared)
+                else:
+                    self._set_units(slot, ref, seq)
+                continue
+            if is_new:
+                self._insert(prepared, check)
             else:
-                user = self._user_slot(prepared[-1])
-                self._insert(prepared, user)
-                self._link_purchase(user, prepared[0])
-            if prepared[-1] is None:
-                self.touched.append(prepared[0])
+                self._replace(prepared)
+            touched.append(slot)
+        for chains in self._chains:
+            chains.spread()
 
     def discard(self, batch: Iterable[Prepared]) -> None:
         """Give back the room of a batch that is not published."""
-        for slot, is_new, _, _, _, ref, _, _ in batch:
-            if ref:
+        for slot, is_new, kind, _, _, ref, _ in batch:
+            if ref and kind != Kind.PURCHASE:
                 self._arena.free(_offset_of(ref))
             if is_new:
                 self._free_slots.append(slot)
 
     def put(self, kind: int, id: int, seq: int, body: bytes, private: bytes = b"") -> None:
         """Create or replace a record. Raises `MemoryFull`, and then nothing has changed."""
-        self.publish((self._prepare_record(kind, id, seq, body, private),))
+        self.publish((self._prepare(self._chains[kind].find(id), kind, id, seq, body, private),))
 
     def delete(self, kind: int, id: int, seq: int) -> None:
         """Turn a record into a tombstone."""
-        self.publish((self._prepare_record(kind, id, seq, None, b""),))
+        self.publish((self._prepare(self._chains[kind].find(id), kind, id, seq, None, b""),))
 
     def add_purchase(self, user_id: int, product_id: int, quantity: int, seq: int) -> None:
         """Count `quantity` units of a product for a user; no effect when it already counted this seq (redo).
 
         `seq` 0 (rows of a database) is always counted. Raises `MemoryFull`, and then nothing has changed.
         """
-        slot, _, _, counted_seq = found = self._find_purchase(user_id, product_id)
-        if slot and seq and counted_seq >= seq:
-            self._link_purchase(self._user_slot(user_id), slot)  # its writer may have died just before
-        else:
-            self.publish((self._prepare_purchase(user_id, product_id, quantity, seq, found),))
+        words = self._words
+        user = self._user_slot(user_id)
+        slot = self._purchases.find_purchase(product_id, self._number_of(user))
+        if not slot:
+            self.publish((self._prepare_purchase(0, user, product_id, quantity, seq),))
+            return
+        if not seq or words[slot + SEQ] < seq:
+            self._set_units(slot, min(words[slot + REF] + quantity, UNITS_MAX), seq)
+        self._link_purchase(user, slot)  # the writer that made it may have died just before
 
     def presize(self, kind: int, records: int) -> None:
         """Prepare an empty kind for so many records (first load): cheaper than to grow with each of them."""
@@ -175,48 +193,30 @@ class TableWriter(TableReader):
 
     # ---- one slot ------------------------------------------------------------------------------
 
-    def _prepare_record(self, kind: int, id: int, seq: int, body: bytes | None, private: bytes) -> Prepared:
-        return self._prepare(self._chains[kind].find(id), kind, id, seq, body, private, None)
-
-    def _prepare_purchase(
-        self, user_id: int, product_id: int, quantity: int, seq: int, found: _FoundPurchase | None = None
-    ) -> Prepared:
-        slot, key, units, _ = found or self._find_purchase(user_id, product_id)
-        body = b'"%d":%d' % (product_id, units + quantity)
-        private = user_id.to_bytes(8, "little") + seq.to_bytes(8, "little")
-        return self._prepare(slot, Kind.PURCHASE, key, seq, body, private, user_id)
-
-    def _prepare(
-        self, slot: int, kind: int, key: int, seq: int, body: bytes | None, private: bytes, owner_id: int | None
-    ) -> Prepared:
-        ref, crc = (0, 0) if body is None else self._store(slot, body, private)
+    def _prepare(self, slot: int, kind: int, id: int, seq: int, body: bytes | None, private: bytes) -> Prepared:
+        """Write an after-image to a fresh block for a slot (0: a new one)."""
+        ref, crc = (0, 0) if body is None else self._store(self._words[slot + REF] if slot else 0, body, private)
         if slot:
-            return slot, False, kind, key, seq, ref, crc, owner_id
+            return slot, False, kind, id, seq, ref, crc
         try:
-            slot = self._new_slot()
+            return self._new_slot(), True, kind, id, seq, ref, crc
         except MemoryFull:
             if ref:
                 self._arena.free(_offset_of(ref))
             raise
-        return slot, True, kind, key, seq, ref, crc, owner_id
 
-    def _insert(self, prepared: Prepared, user: int) -> None:
+    def _insert(self, prepared: Prepared, check: int) -> None:
         """Fill a fresh slot and hang it into its chain with one store; it is locked until it hangs there."""
         words = self._words
-        slot, _, kind, key, seq, ref, crc, _ = prepared
-        link = words[user + CHECK] >> LINK_SHIFT if user else 0
-        chains = self._chains[kind]
-        bucket = chains.bucket(key)
+        slot, _, kind, key, seq, ref, _ = prepared
         lock = (words[slot] & ~TAG_MASK) + VERSION_STEP | kind << KIND_SHIFT
         words[slot + LOCK] = lock | LOCKED  # [slot-order]
         words[slot + KEY] = key
-        words[slot + NEXT] = words[bucket] | SLOT_USED
         words[slot + REF] = ref
         words[slot + SEQ] = seq
-        words[slot + CHECK] = crc | link << LINK_SHIFT
-        words[bucket] = slot
+        words[slot + CHECK] = check
+        self._chains[kind].insert(slot)
         words[slot + LOCK] = lock
-        chains.count_insert()
         if ref:
             words[RECORDS + kind] += 1
         else:
@@ -225,7 +225,7 @@ class TableWriter(TableReader):
     def _replace(self, prepared: Prepared) -> None:
         """Switch a slot to new bytes, or to none: then it is a tombstone."""
         words = self._words
-        slot, _, kind, _, seq, ref, crc, _ = prepared
+        slot, _, kind, _, seq, ref, crc = prepared
         lock, old = words[slot + LOCK], words[slot + REF]
         words[slot + LOCK] = lock | LOCKED  # [slot-order]
         words[slot + REF] = ref
@@ -251,15 +251,12 @@ class TableWriter(TableReader):
         words[slot + LOCK] = lock + VERSION_STEP
         self._free_slots.append(slot)
 
-    def _store(self, slot: int, body: bytes, private: bytes) -> tuple[int, int]:
-        """Write a record for a slot (0: a new one) to a fresh block; return its ref and checksum."""
-        data = record_of(body)
-        length = len(data)
-        data += private
-        size = len(data)
-        if size > layout.RECORD_BYTES_MAX or len(private) > layout.PRIVATE_BYTES_MAX:
-            raise ValueError(f"record of {length} + {len(private)} bytes")
-        replaced = self._words[slot + REF] if slot else 0
+    def _store(self, replaced: int, body: bytes, private: bytes) -> tuple[int, int]:
+        """Write a record to a fresh block; return its ref and checksum. `replaced` is the ref it replaces, or 0."""
+        data = b"%d\r\n\r\n%b%b" % (len(body), body, private)  # as `record_of`
+        size, private_bytes = len(data), len(private)
+        if size > layout.RECORD_BYTES_MAX or private_bytes > layout.PRIVATE_BYTES_MAX:
+            raise ValueError(f"record of {size} bytes, {private_bytes} of them private")
         try:
             offset = self._arena.allocate(size, _offset_of(replaced) if replaced else None)
         except MemoryFull:
@@ -268,16 +265,18 @@ class TableWriter(TableReader):
             offset = self._arena.allocate(size)
         start = self._arena_base + offset
         self._mm[start : start + size] = data
-        return offset << (OFFSET_SHIFT - 3) | len(private) << PRIVATE_SHIFT | length, crc32(data)
+        return offset << (OFFSET_SHIFT - 3) | private_bytes << PRIVATE_SHIFT | size - private_bytes, crc32(data)
 
     def _new_slot(self) -> int:
         if self._free_slots:
             return self._free_slots.pop()
         words = self._words
         number = words[layout.SLOTS_USED]
-        self._slot_region.ensure((number + 1) * layout.SLOT_BYTES)
+        if number >= self._slots_room:
+            self._slot_region.ensure((number + 1) * layout.SLOT_BYTES)
+            self._slots_room = self._slot_region.reserved_bytes // layout.SLOT_BYTES
         words[layout.SLOTS_USED] = number + 1
-        return self.slot_of(number)
+        return self._slots_base + number * SLOT_WORDS
 
     def _peek(self, slot: int) -> tuple[bytes, bytes]:
         """Return (record, private part) of a slot, locked or not: nobody else writes."""
@@ -288,39 +287,68 @@ class TableWriter(TableReader):
 
     # ---- purchases -----------------------------------------------------------------------------
 
-    def _purchase_key(self, user_id: int, product_id: int) -> int:
-        seed = self._seed
-        return hash(user_id * (user_id + seed) * seed + product_id * (product_id + seed))
+    def _prepare_purchases(self, bought: Iterable[Bought], prepared: list[Prepared]) -> None:
+        """Prepare the purchases of a batch, whose users may be among the records prepared so far."""
+        find_user, find_purchase = self._chains[Kind.USER].find, self._purchases.find_purchase
+        new_users: dict[int, int] | None = None
+        for user_id, product_id, quantity, seq in bought:
+            user = find_user(user_id)
+            if user:
+                slot = find_purchase(product_id, self._number_of(user))
+            else:
+                if new_users is None:
+                    new_users = {key: slot for slot, _, kind, key, _, _, _ in prepared if kind == Kind.USER}
+                user, slot = new_users[user_id], 0
+            prepared.append(self._prepare_purchase(slot, user, product_id, quantity, seq))
 
-    def _find_purchase(self, user_id: int, product_id: int) -> _FoundPurchase:
-        words, owner = self._words, user_id.to_bytes(8, "little")
-        key = self._purchase_key(user_id, product_id)
-        slot = words[self._chains[Kind.PURCHASE].bucket(key)]
-        while slot:
-            if words[slot + KEY] == key:
-                record, private = self._peek(slot)
-                name, _, units = record.rpartition(b":")
-                if private.startswith(owner) and name.endswith(b'"%d"' % product_id):
-                    return slot, key, int(units), int.from_bytes(private[8:], "little")
-            slot = words[slot + NEXT] & NEXT_MASK
-        return 0, key, 0, 0
+    def _prepare_purchase(self, slot: int, user: int, product_id: int, quantity: int, seq: int) -> Prepared:
+        if slot:
+            units = min(self._words[slot + REF] + quantity, UNITS_MAX)
+            return slot, False, Kind.PURCHASE, product_id, seq, units, user
+        return self._new_slot(), True, Kind.PURCHASE, product_id, seq, min(quantity, UNITS_MAX), user
+
+    def _insert_purchase(self, prepared: Prepared) -> None:
+        """Fill a fresh slot, and put it at the head of its user's list."""
+        slot, _, _, _, seq, units, user = prepared
+        words = self._words
+        words[layout.UNDO_UNITS], words[layout.UNDO_SEQ] = units, seq
+        self._insert(prepared, self._number_of(user) | words[user + CHECK] >> LINK_SHIFT << LINK_SHIFT)
+        self._link_purchase(user, slot)
+
+    def _set_units(self, slot: int, units: int, seq: int) -> None:
+        """Change a purchase in its slot."""
+        words = self._words
+        lock = words[slot + LOCK]
+        words[layout.UNDO_UNITS], words[layout.UNDO_SEQ] = words[slot + REF], words[slot + SEQ]
+        words[slot + LOCK] = lock | LOCKED  # [slot-order]
+        words[slot + REF] = units
+        words[slot + SEQ] = seq
+        words[slot + LOCK] = lock + VERSION_STEP
+
+    def _undo_units(self, slot: int) -> None:
+        """Put back what the slot of a purchase held when its writer died."""
+        words = self._words
+        words[slot + REF], words[slot + SEQ] = words[layout.UNDO_UNITS], words[layout.UNDO_SEQ]
+        words[slot + LOCK] = (words[slot + LOCK] & ~LOCKED) + VERSION_STEP
 
     def _user_slot(self, user_id: int) -> int:
         """Return the slot that the list hangs on; a deleted user of old orders gets a tombstone (first load)."""
         slot = self._chains[Kind.USER].find(user_id)
         if not slot:
-            tombstone = self._prepare(0, Kind.USER, user_id, 0, None, b"", None)
-            self._insert(tombstone, 0)
-            slot = tombstone[0]
+            slot = self._new_slot()
+            self._insert((slot, True, Kind.USER, user_id, 0, 0, 0), 0)
         return slot
 
     def _link_purchase(self, user: int, slot: int) -> None:
         """Put a purchase at the head of its user's list, unless it is in it. One store shows it to readers."""
         words = self._words
-        number = (slot - self._slots_base) // SLOT_WORDS
+        number = self._number_of(slot)
         check = words[user + CHECK]
         if number != check >> LINK_SHIFT and words[slot + CHECK] >> LINK_SHIFT == check >> LINK_SHIFT:
             words[user + CHECK] = check & CRC_MASK | number << LINK_SHIFT
+
+    def _number_of(self, slot: int) -> int:
+        return (slot - self._slots_base) // SLOT_WORDS
 
     # ---- space ---------------------------------------------------------------------------------
 
@@ -337,8 +365,8 @@ class TableWriter(TableReader):
         if not sparse:
             return False
         arena.withhold(sparse)
-        for slot, ref in self.scan(REF):
-            if ref and _offset_of(ref) // layout.ARENA_PAGE_BYTES in sparse:
+        for slot, ref in self._refs():
+            if _offset_of(ref) // layout.ARENA_PAGE_BYTES in sparse:
                 self._move(slot, ref)
         arena.restore(sparse)
         return True
@@ -372,6 +400,8 @@ class TableWriter(TableReader):
             elif not following & SLOT_USED:
                 self._free_slots.append(slot)
             else:
+                if lock & LOCKED and kind == Kind.PURCHASE:
+                    self._undo_units(slot)
                 self._chains[kind].slots += 1
                 records[kind] += bool(ref)
                 if not ref:
@@ -380,7 +410,13 @@ class TableWriter(TableReader):
             words[RECORDS + kind] = records[kind]
             self._tombstones[kind] = deque(sorted(self._tombstones[kind]))
         self._free_slots.reverse()  # the first ones first
-        self._arena.adopt((_offset_of(ref), _size_of(ref)) for _, ref in self.scan(REF) if ref)
+        self._arena.adopt((_offset_of(ref), _size_of(ref)) for _, ref in self._refs())
+
+    def _refs(self) -> Iterator[tuple[int, int]]:
+        """Yield (slot, ref) of every record in the arena."""
+        for slot, lock, ref in self.scan(LOCK, REF):
+            if ref and lock >> KIND_SHIFT & KIND_MASK != Kind.PURCHASE:
+                yield slot, ref
 
 
 def _offset_of(ref: int) -> int:

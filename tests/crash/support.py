@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support import ServerProcess
+import psutil
+
+from tests.support import ServerProcess, wait_until
 from tools import verify
 from tools.crash.checker import check
 from tools.crash.clients import Load, read_final
@@ -50,6 +54,28 @@ def wait_for_time(server: ServerProcess, seconds: float) -> None:
     """Let a fault last for so long."""
     end = time.monotonic() + seconds
     server.wait_until(lambda: time.monotonic() >= end, 2 * seconds + 1, "time goes on")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process stand still; it goes on after the block, if it still lives."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until_stopped(pid)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Return when a process stands still, by a signal or at a failpoint."""
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, PROGRESS_S, f"{pid} stands still")
+
+
+def ports_of(pid: int) -> set[int]:
+    """Return the clients' ports of the connections that a process has."""
+    return {connection.raddr.port for connection in psutil.Process(pid).net_connections() if connection.raddr}
 
 
 def assert_nothing_lost(server: ServerProcess, load: Load) -> None:

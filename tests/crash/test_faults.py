@@ -18,6 +18,7 @@ from tests.crash.support import (
     assert_sqlite_is_as_memory,
     deaths,
     loaded,
+    ports_of,
     wait_for_reads,
     wait_for_time,
     wait_for_writes,
@@ -118,11 +119,6 @@ def test_death_of_a_worker_breaks_its_own_connections_only(tmp_path: Path) -> No
                 broken += 1
                 assert port not in kept
         assert 0 < broken < len(clients)
-
-
-def ports_of(pid: int) -> set[int]:
-    """Return the clients' ports of the connections that a process has."""
-    return {connection.raddr.port for connection in psutil.Process(pid).net_connections() if connection.raddr}
 
 
 # ---- the databases ---------------------------------------------------------------------------------------------

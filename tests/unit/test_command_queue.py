@@ -282,6 +282,21 @@ def test_an_answer_may_submit_the_next_command(setup: Setup) -> None:
     assert worker.numbers() == [1, 2, 3, 4, 5]
 
 
+def test_an_answer_of_a_manager_that_was_replaced_is_ignored(setup: Setup) -> None:
+    old, [worker] = setup.manager(), setup.workers
+    worker.submit()
+    worker.turn()
+    batch = old.turn()
+    successor = setup.manager()
+    worker.turn()
+    old.answer(batch)
+    worker.turn()
+    assert worker.answers == []
+    successor.serve()
+    worker.turn()
+    assert worker.numbers() == [1]
+
+
 def test_an_answer_to_nobody_is_ignored(setup: Setup) -> None:
     manager, [worker] = setup.manager(), setup.workers
     worker.submit()

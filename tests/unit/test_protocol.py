@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 
@@ -298,6 +299,151 @@ def test_long_section_is_not_kept(server: FakeServer) -> None:
 def test_section_with_a_key_is_not_kept(server: FakeServer) -> None:
     assert server.connect().request(get("/user/1", "Idempotency-Key: 5")).status == 200
     assert not server.endpoint.heads.known
+
+
+# ---- fast path of writes ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warm(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    """A client whose POST has been accepted before; the careful path of heads is closed now."""
+    client = server.connect()
+    assert client.request(post("/user", create_user(5))).status == 200
+    server.queue.is_quick = False
+    monkeypatch.setattr(server.endpoint.heads, "read", lambda *_: pytest.fail("the careful path"))
+    return client
+
+
+def test_plain_write_that_was_accepted_before_takes_the_fast_path(server: FakeServer, warm: FakeClient) -> None:
+    for id in (6, 7, 8):
+        warm.send(post("/user", create_user(id)))
+        assert warm.output == b""
+        server.queue.answer()
+        [answer] = warm.take()
+        assert answer.json["id"] == id and answer.fields["write-seq"] == str(id - 4)
+    warm.send(post("/product", create_user(6)))  # another path, the same section
+    assert [answer.status for answer in warm.take()] == [400]
+    for outcome, status in ((Outcome.EXISTS, 409), (Outcome.MEMORY_FULL, 507), (None, 504)):
+        warm.send(post("/user", create_user(9)))
+        server.queue.answer(outcome)
+        assert [answer.status for answer in warm.take()] == [status]
+    server.queue.is_full = True
+    assert warm.request(post("/user", create_user(9))).status == 503
+    assert (server.counts.client_errors, server.counts.server_errors, server.counts.exchanges) == (2, 3, 9)
+
+
+@pytest.mark.parametrize("rest", [GOOD, post("/user", create_user(7)), b"GET /user/1 HT", b"\r\n", post("/user", b"")])
+def test_what_follows_a_fast_write_waits_for_it(server: FakeServer, rest: bytes) -> None:
+    both = server.connect()
+    both.request(post("/user", create_user(5)))
+    server.queue.is_quick = False
+    both.send(post("/user", create_user(6)))
+    both.send(rest)
+    assert both.output == b"" and both.transport.writes == 1
+    server.queue.answer()
+    if server.queue.submitted:
+        server.queue.answer()
+    if rest == b"GET /user/1 HT":
+        both.send(b"TP/1.1\r\nHost: shop\r\n\r\n")
+    statuses = [answer.status for answer in both.take()]
+    assert statuses == ([200] if rest == b"\r\n" else [200, 400] if rest == post("/user", b"") else [200, 200])
+
+
+@pytest.mark.parametrize("split_at", [1, 30, 60, -30, -1])
+def test_write_in_two_pieces_is_one_write(server: FakeServer, split_at: int) -> None:
+    client = server.connect()
+    for id in (5, 6):
+        request = post("/user", create_user(id))
+        client.send(request[:split_at])
+        client.send(request[split_at:])
+        assert [answer.json["id"] for answer in client.take()] == [id]
+
+
+def test_chunked_write_whose_head_comes_alone_waits_for_its_body(server: FakeServer) -> None:
+    client = server.connect()
+    for id in (5, 6):
+        body = json.dumps(create_user(id)).encode()
+        head, _, chunks = chunked("/user", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)).partition(b"\r\n\r\n")
+        client.send(head + b"\r\n\r\n")
+        assert client.output == b""
+        assert client.request(chunks).json["id"] == id
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "is_ended"),
+    [
+        (post("/user", create_user(6), "Connection: close"), 200, True),
+        (post("/user", create_user(6), version="1.0"), 200, True),
+        (post("/user", create_user(6), "Idempotency-Key: a"), 200, False),
+        (post("/user", create_user(6), "Durability: memory"), 200, False),
+        (post("/user", create_user(6), "Durability: never"), 400, False),
+        (chunked("/user", b"3\r\n{\"a\r\n3\r\n\":1\r\n1\r\n}\r\n0\r\n\r\n"), 400, False),
+    ],
+)
+def test_write_is_answered_alike_on_both_paths(
+    server: FakeServer, request_bytes: bytes, status: int, is_ended: bool
+) -> None:
+    for client in (server.connect(), server.connect()):
+        assert client.request(request_bytes).status == status and client.is_ended is is_ended
+        server.table.bodies.pop((Kind.USER, 6), None)
+
+
+def test_client_that_ends_its_side_reads_the_answer_of_a_fast_write(server: FakeServer, warm: FakeClient) -> None:
+    warm.send(post("/user", create_user(6)))
+    assert warm.connection.eof_received()
+    server.queue.answer()
+    assert [answer.status for answer in warm.take()] == [200] and warm.is_ended
+
+
+def test_answer_of_a_fast_write_to_a_client_that_left_goes_nowhere(server: FakeServer, warm: FakeClient) -> None:
+    warm.send(post("/user", create_user(6)))
+    warm.connection.connection_lost(None)
+    server.queue.answer()
+    assert warm.output == b"" and not server.endpoint.connections
+
+
+def test_fast_write_has_no_deadline_and_its_connection_has_one_again(server: FakeServer, warm: FakeClient) -> None:
+    warm.send(post("/user", create_user(6)))
+    server.tick(1000)
+    assert not warm.is_ended
+    server.queue.answer()
+    assert len(warm.take()) == 1
+    server.tick(int(server.config.idle_timeout_s) + 3)
+    assert warm.is_ended
+
+
+def test_client_that_does_not_read_the_answer_of_a_fast_write_stops_the_reading(
+    server: FakeServer, warm: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = warm.connection._write
+    warm.send(post("/user", create_user(6)))
+    monkeypatch.setattr(warm.connection, "_write", lambda data: (write(data), warm.connection.pause_writing()))
+    server.queue.answer()
+    assert len(warm.take()) == 1 and not warm.transport.is_reading
+    monkeypatch.undo()
+    warm.connection.resume_writing()
+    assert warm.request(GOOD).status == 200
+
+
+def test_client_that_stops_reading_before_the_answer_of_a_fast_write_is_not_read(
+    server: FakeServer, warm: FakeClient
+) -> None:
+    warm.send(post("/user", create_user(6)))
+    warm.connection.pause_writing()
+    server.queue.answer()
+    assert len(warm.take()) == 1 and not warm.transport.is_reading
+    warm.connection.resume_writing()
+    assert warm.transport.is_reading
+
+
+def test_stop_lets_a_fast_write_end(server: FakeServer, warm: FakeClient) -> None:
+    warm.send(post("/user", create_user(6)))
+    server.endpoint.stop(lambda: None)
+    assert not warm.is_ended
+    server.queue.answer()
+    assert len(warm.take()) == 1
+    server.endpoint.close_idle(endpoint.NEVER)
+    assert warm.is_ended
 
 
 # ---- order ------------------------------------------------------------------------------------------------------

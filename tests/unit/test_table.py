@@ -14,6 +14,8 @@ import pytest
 from server.commands import Kind
 from server.errors import MemoryFull, SlotBusy
 from server.shm import chains, layout
+from server.shm.chains import PurchaseChains
+from server.shm.layout import UNITS_MAX
 from server.shm.segment import Segment
 from server.shm.table import TableReader, address_mask, body_of, hash_of
 from server.shm.table_writer import TableWriter, reset_table
@@ -194,21 +196,23 @@ def test_purchases_answer_while_other_slots_of_the_list_change(segment: Segment)
     for product in range(100):
         writer.add_purchase(1, product, 1, product + 2)
     reader = TableReader(segment)
-    read, seqs = reader._try_read, iter(range(1000, 2000))
+    slot_of, seqs = reader.slot_of, iter(range(1000, 2000))
 
-    def read_and_change(slot: int):  # type: ignore[no-untyped-def]
-        found, seq = read(slot), next(seqs)
+    def find_and_change(number: int) -> int:
+        seq = next(seqs)
         if seq < 1010:
-            writer.add_purchase(1, seq % 100, 1, seq)
-        return found
+            writer.add_purchase(1, min(99, 1100 - seq), 1, seq)  # the newest is read first: one that was read already
+        return slot_of(number)
 
-    reader._try_read = read_and_change  # type: ignore[method-assign]
+    reader.slot_of = find_and_change  # type: ignore[method-assign]
     found = msgspec.json.decode(reader.purchases(1) or b"")
-    assert sum(found.values()) == 100 + 10 and next(seqs) < 1000 + 2 * 100
+    assert sum(found.values()) == 100 + 10 and next(seqs) == 1000 + 2 * 100  # two walks
 
 
-def test_purchases_with_one_hash_are_told_apart(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TableWriter, "_purchase_key", lambda *_: 5)
+def test_purchases_in_one_chain_are_told_apart(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "BUCKETS_MIN", 1)
+    monkeypatch.setattr(PurchaseChains, "spread", lambda _: None)
+    reset_table(segment)
     writer, model, reader = TableWriter(segment), Model(), TableReader(segment)
     for user in (1, 11, 111):
         writer.put(Kind.USER, user, user, b"u")
@@ -219,6 +223,16 @@ def test_purchases_with_one_hash_are_told_apart(segment: Segment, monkeypatch: p
         model.add_purchase(user, product, 1)
     check_readers(reader, model)
     check_table(writer, model)
+
+
+def test_units_of_a_purchase_stay_within_the_word(segment: Segment) -> None:
+    writer, reader = TableWriter(segment), TableReader(segment)
+    writer.put(Kind.USER, 1, 1, b"u")
+    for seq, quantity in enumerate((UNITS_MAX, UNITS_MAX, 2 * UNITS_MAX), 2):
+        writer.add_purchase(1, 7, quantity, seq)
+        assert reader.purchases(1) == b'{"7":%d}' % UNITS_MAX
+    writer.publish(writer.prepare([], [(1, 7, 1, 9), (1, 8, 2 * UNITS_MAX, 9)], []))
+    assert reader.purchases(1) == b'{"8":%d,"7":%d}' % (UNITS_MAX, UNITS_MAX)
 
 
 # ---- against a model -----------------------------------------------------------------------------
@@ -253,8 +267,9 @@ def test_random_changes_equal_a_dict(segment: Segment, _round: int) -> None:
         elif draw < 0.98:
             writer = TableWriter(segment)
         else:
-            never = (kind, id, seq, b"never", b"")
-            writer.discard(writer.prepare([never], [(1, 2, 3, seq)], [(Kind.ORDER, seq, seq, b"never", b"")]))
+            never = {(kind, id): (kind, id, seq, b"never", b""), (Kind.USER, 1): (Kind.USER, 1, seq, b"never", b"")}
+            orders = [(Kind.ORDER, seq, seq, b"never", b"")]
+            writer.discard(writer.prepare(never.values(), [(1, 2, 3, seq)], orders))
         if (Kind.USER, id) in model.records:
             assert reader.get_user(id) == b"%d\r\n\r\n%b" % (len(b := model.records[Kind.USER, id][1]), b)
         if seq % 400 == 0:
@@ -527,6 +542,7 @@ def test_record_without_a_slot_gives_its_block_back(segment: Segment, monkeypatc
     def refuse(_used_bytes: int) -> None:
         raise MemoryFull
 
+    monkeypatch.setattr(writer, "_slots_room", 0)
     monkeypatch.setattr(writer._slot_region, "ensure", refuse)
     for _ in range(3):
         with pytest.raises(MemoryFull):

@@ -18,6 +18,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from server import rules
 from server.commands import PERSISTED_KINDS, Kind, Outcome, PlaceOrder, encode_json
 from server.http.routes import KINDS
@@ -77,10 +79,13 @@ class Shop:
         user_id, product_id = command.user_id, command.product_id
         products = self.records[Kind.PRODUCT]
         has_user = user_id in self.records[Kind.USER]
-        ruled = rules.place_order(has_user, products.get(product_id), command, self._next_order_id)
-        if isinstance(ruled, Outcome):
-            return ruled
-        order, products[product_id] = ruled
+        product = products.get(product_id)
+        stock = None if product is None else product.quantity
+        order = rules.place_order(has_user, stock, command, self._next_order_id)
+        if isinstance(order, Outcome):
+            return order
+        assert product is not None
+        products[product_id] = replace(product, quantity=product.quantity - order.quantity)
         self.records[Kind.ORDER][order.id] = order
         self._count(order.id, user_id, product_id, order.quantity)
         return body_of(order)

@@ -84,12 +84,12 @@ class OrderService(RowService):
         has_user = await self._has_user(command.user_id)
         found = await products.exchange("GET", f"/product/{command.product_id}")
         product = _decode_product(found.body) if found.status == 200 else None
-        ruled = rules.place_order(has_user, product, command, self._next_id)
-        if isinstance(ruled, Outcome):
-            return ruled
-        order, left = ruled
+        order = rules.place_order(has_user, None if product is None else product.quantity, command, self._next_id)
+        if isinstance(order, Outcome):
+            return order
+        assert product is not None
         self._next_id += 1
-        change = {"command": "update", "id": left.id, "quantity": left.quantity}
+        change = {"command": "update", "id": product.id, "quantity": product.quantity - order.quantity}
         changed = await products.exchange("POST", "/product", encode_json(change))
         if changed.status == 404:  # deleted meanwhile
             return Outcome.MISSING
