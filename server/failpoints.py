@@ -12,6 +12,7 @@ They are armed only through the environment variable MILLRACE_FAILPOINTS, which 
 
     point                         passed by     when
     manager.start                 manager       before it looks at anything
+    load.start                    manager       first load: nothing is done yet
     load.journal_open             manager       first load: the torn tail is cut
     load.reset                    manager       first load: the table is empty
     load.loaded                   manager       first load: all records are in the table, nothing is served yet
@@ -63,7 +64,7 @@ Failpoint = Callable[[str], None]  # called with the name of the point that is p
 
 NAMES = frozenset(
     (
-        "manager.start", "load.journal_open", "load.reset", "load.loaded", "takeover.journal_open",
+        "manager.start", "load.start", "load.journal_open", "load.reset", "load.loaded", "takeover.journal_open",
         "takeover.group_redone", "takeover.redone", "takeover.unlocked", "manager.before_ready",
         "manager.before_append", "journal.before_write", "journal.after_write", "journal.before_sync",
         "journal.after_sync", "manager.in_publish", "manager.before_dirty", "manager.after_publish",

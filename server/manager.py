@@ -349,6 +349,7 @@ class Manager:
 
     def _load(self) -> None:
         """First start of this run: the table is built from the databases and the journal after their checkpoints."""
+        self._failpoint("load.start")
         self._open_journal()  # first: its lock keeps out whoever is not the manager any more
         self._failpoint("load.journal_open")
         reset_table(self._shared.segment)

@@ -22,13 +22,13 @@ from tests.support import ServerProcess
 # Each plan is one run of a server. Not more than four deaths of the manager in one: it comes back later each time.
 # Its points are passed once per batch, so these numbers are early ones, some ten batches apart.
 PLANS = [
-    "manager.before_append=die@30;journal.before_write=die@45;journal.after_write=die@60"
+    "load.reset=die@1;manager.before_append=die@30;journal.before_write=die@45;journal.after_write=die@60"
     ";persister.before_diff=die@3;writer.before_begin=die@2;worker.before_replies=die@40",
     "journal.before_sync=die@30;journal.after_sync=die@45;manager.in_publish=die@60"
     ";persister.in_diff=die@3;writer.in_transaction=die@4;worker.before_replies=die@50",
     "manager.before_dirty=die@30;manager.after_publish=die@45;manager.half_answered=die@80"
     ";persister.after_diff=die@3;writer.after_commit=die@4;persister.batch_sent=die@4",
-    "load.reset=die@1;manager.before_retire=die@3;journal.after_sync=die@50;takeover.redone=die@1"
+    "load.start=die@1;manager.before_retire=die@3;journal.after_sync=die@50;takeover.redone=die@1"
     ";persister.before_report=die@3;writer.in_transaction=die@1-3",
     "load.journal_open=die@1;manager.in_publish=die@40;takeover.journal_open=die@1;takeover.unlocked=die@1",
     "load.loaded=die@1;manager.after_publish=die@35;takeover.group_redone=die@1;manager.before_ready=die@2",

@@ -207,7 +207,7 @@ def test_successor_of_a_manager_that_only_stopped_is_refused_and_changes_nothing
 # ---- the old one had not begun ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", ["load.reset", "manager.start"])
+@pytest.mark.parametrize("point", ["load.start", "manager.start"])
 def test_manager_that_resumes_beside_its_successor_writes_nothing(tmp_path: Path, point: str) -> None:
     with backstage(tmp_path / "data", f"{point}=stop@1") as stage:
         old = stage.start()
@@ -224,7 +224,7 @@ def test_manager_that_resumes_beside_its_successor_writes_nothing(tmp_path: Path
         assert_orders(stage, answers)
 
 
-@pytest.mark.parametrize("point", ["load.reset", "manager.start"])
+@pytest.mark.parametrize("point", ["load.start", "manager.start"])
 def test_manager_that_resumes_after_the_death_of_its_successor_writes_nothing(tmp_path: Path, point: str) -> None:
     """Nobody has the journal at that moment, but there is a group of a later epoch in it."""
     with backstage(tmp_path / "data", f"{point}=stop@1;manager.after_publish=die@4") as stage:
