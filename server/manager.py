@@ -21,6 +21,7 @@ JOURNAL_POSITION says where the first group stands that may still be unpublished
 
 from __future__ import annotations
 
+import gc
 import heapq
 import logging
 import selectors
@@ -78,6 +79,8 @@ def main(config: Config, shared: Shared, epoch: int) -> int:
     manager = Manager(config, shared, epoch)
     try:
         manager.recover()
+        gc.collect()
+        gc.freeze()  # what was loaded stays: the collector need not look at it again
         shared.tell_ready(counters.MANAGER)
         return manager.run(stop)
     finally:
@@ -165,6 +168,7 @@ class Manager:
                 self._table.publish(islice(slots, len(prepared) // 2))
                 self._failpoint("manager.in_publish")
                 self._table.publish(slots)
+                self._table.spread()
                 self._failpoint("manager.before_dirty")
                 self._keys.note(batch.keys, forgotten)
                 self._last_seq = batch.seq

@@ -174,21 +174,24 @@ class Connection(asyncio.Protocol):
         known, ok = endpoint.known_sections, endpoint.clock.ok
         answers: list[bytes] = []
         start = 0
+        plain = None  # the section last found to be so: a client sends the same one every time
         for head in data.split(b"\r\n\r\n", FAST_READS_MAX)[:-1]:
             line, _, section = head.partition(b" HTTP/1.1\r\n")
-            if known.get(section + b"\r\n\r\n") is not PLAIN:
-                break
+            if section != plain:
+                if known.get(section + b"\r\n\r\n") is not PLAIN:
+                    break
+                plain = section
             try:
                 record = endpoint.find_record(line)
             except Exception:
                 break  # as above
             if record is None:
                 break
-            answers.append(ok + record)
+            answers += (ok, record)
             start += len(head) + 4
         if answers:
             self._write(b"".join(answers))
-            endpoint.counts.fast_reads += len(answers)
+            endpoint.counts.fast_reads += len(answers) // 2
             self.deadline = endpoint.idle_deadline
         return data[start:]
 

@@ -58,6 +58,7 @@ class Journal:
         self._files = files
         self._failpoint = failpoint
         self._fd = -1  # of the newest segment; -1: there is none that can be written
+        self._segment = 1  # number of that segment
         self._size = 0  # of that segment
         self._seed = 0  # of that segment
         self._offset = format.HEADER_BYTES  # where the next group goes
@@ -95,8 +96,7 @@ class Journal:
     @property
     def position(self) -> int:
         """Where the next group goes, or a place before it with no group between."""
-        newest = self._files.newest
-        return format.pack_position(1 if newest is None else newest.number, self._offset)
+        return format.pack_position(self._segment, self._offset)
 
     @property
     def group_bytes_max(self) -> int:
@@ -204,6 +204,7 @@ class Journal:
         self._unsynced = [data[frame.offset + format.FRAME_PREFIX_BYTES : frame.end] for frame in pending]
         self._unsynced_bytes = sum(map(len, self._unsynced))
         self._fd, self._size, self._seed = os.open(newest.path, os.O_RDWR), newest.size, newest.seed
+        self._segment = newest.number
         try:
             if end.state is State.TORN:
                 cut(self._fd, end.offset)
@@ -259,7 +260,7 @@ class Journal:
             self._abandon_segment(error)
             raise _refusal("sync the directory", error) from error
         made = self._files.segments[-1]
-        self._size, self._seed = made.size, seed
+        self._segment, self._size, self._seed = made.number, made.size, seed
         self._written = made.size if made.is_recycled else 0
         self._offset = len(content) - len(format.END_MARK)
         self._mark_synced()

@@ -9,7 +9,6 @@ so and finds the dirty records by their seq in one scan of the table. So nothing
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 
 from server.shm import layout
@@ -33,13 +32,11 @@ class DirtyWriter:
             self._append_step(slots[first : first + layout.DIRTY_STEP_ENTRIES])
 
     def _append_step(self, slots: Sequence[int]) -> None:
-        words, entries = self._words, array("Q", slots)
+        words = self._words
         head = words[layout.DIRTY_HEAD]
-        start = head & _MASK
-        until_end = min(len(entries), layout.DIRTY_RING_ENTRIES - start)
-        words[_BASE + start : _BASE + start + until_end] = memoryview(entries)[:until_end]
-        words[_BASE : _BASE + len(entries) - until_end] = memoryview(entries)[until_end:]
-        words[layout.DIRTY_HEAD] = head + len(entries)
+        for number, slot in enumerate(slots, head):
+            words[_BASE + (number & _MASK)] = slot
+        words[layout.DIRTY_HEAD] = head + len(slots)
 
 
 class DirtyReader:

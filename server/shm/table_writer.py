@@ -122,6 +122,9 @@ class TableWriter(TableReader):
             else:
                 self._replace(prepared)
             touched.append(slot)
+
+    def spread(self) -> None:
+        """Split buckets for what was published, so that the chains stay short; publishing works without it as well."""
         for chains in self._chains:
             chains.spread()
 
@@ -136,6 +139,7 @@ class TableWriter(TableReader):
     def put(self, kind: int, id: int, seq: int, body: bytes, private: bytes = b"") -> None:
         """Create or replace a record. Raises `MemoryFull`, and then nothing has changed."""
         self.publish((self._prepare(self._chains[kind].find(id), kind, id, seq, body, private),))
+        self.spread()
 
     def delete(self, kind: int, id: int, seq: int) -> None:
         """Turn a record into a tombstone."""
@@ -151,6 +155,7 @@ class TableWriter(TableReader):
         slot = self._purchases.find_purchase(product_id, self._number_of(user))
         if not slot:
             self.publish((self._prepare_purchase(0, user, product_id, quantity, seq),))
+            self.spread()
             return
         if not seq or words[slot + SEQ] < seq:
             self._set_units(slot, min(words[slot + REF] + quantity, UNITS_MAX), seq)
