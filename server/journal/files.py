@@ -5,7 +5,8 @@ synced: a numbered segment always has a good header. A retired segment becomes a
 the next segment: its blocks were written before, and syncing those is cheaper (see `server.journal.writer`).
 
 What always holds: one process at a time has the directory (`flock`, which the kernel releases when its holder dies);
-the numbers of the segments have no gap; `bytes` is the size of all files. Leaves out what the groups mean.
+the numbers of the segments have no gap; `bytes` is the size of all files; no file takes the last room of its disk, so
+that the databases can be written and segments given up. Leaves out what the groups mean.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from server.journal.reader import Scan
 log = logging.getLogger(__name__)
 
 SPARES_MAX = 2  # one for the next segment and one more for a burst; they count towards the size of the journal
+# Left free on the disk: the WAL of each database grows to some 4 MiB before SQLite starts it anew. Without it a journal
+# that has taken the last block would wait for databases that can not commit, and they for it to give a segment up.
+DATABASES_ROOM_BYTES = 16 << 20
 CUT_CHUNK_BYTES = 1 << 20  # stale data is looked for and zeroed in pieces of this size
 
 
@@ -97,7 +101,8 @@ class SegmentFiles:
     def make(self, header: format.SegmentHeader, seed: int, content: bytes) -> int:
         """Make the newest segment, which begins with `content`; return it open. `sync_directory` makes it durable.
 
-        A segment of the same number is replaced. Raises `JournalRefused` at the limit; leaves no file when it raises.
+        A segment of the same number is replaced. Raises `JournalRefused` at the limit, and when the disk has no room
+        for another file; leaves no file when it raises.
         """
         newest = self.newest
         replaced = newest if newest is not None and newest.number == header.segment else None
@@ -110,6 +115,8 @@ class SegmentFiles:
             fd = _fill(self._spares.pop(), content, 0, path)
         elif self.bytes - replaced_bytes + size > self.max_bytes:
             raise JournalRefused(f"the journal has reached its limit of {self.max_bytes} bytes", is_full=True)
+        elif (free := self._free_bytes()) < size + DATABASES_ROOM_BYTES:
+            raise JournalRefused(f"{free} bytes are left on the disk of the journal", is_full=True)
         else:
             fd = _fill(self.directory / format.UNFINISHED_NAME, content, size, path)
         self.bytes += size - replaced_bytes
@@ -119,6 +126,10 @@ class SegmentFiles:
             SegmentFile(path, header.segment, size, header.first_group, header.first_seq, seed, is_recycled)
         )
         return fd
+
+    def _free_bytes(self) -> int:
+        disk = os.fstatvfs(self._fd)
+        return disk.f_bavail * disk.f_frsize
 
     def retire(self, persisted_seq: int) -> None:
         """Recycle or delete every segment but the newest whose groups all have a last seq <= `persisted_seq`."""

@@ -6,7 +6,9 @@ The long one, 20 times: python -m pytest tests/crash/test_disk_full.py -m slow  
 from __future__ import annotations
 
 import resource
+import sqlite3
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import psutil
@@ -19,14 +21,14 @@ from tools.crash.clients import Load
 from tools.crash.history import Fate
 
 TIMES = 20
-# The journal leaves room for the databases and their WALs (4 MiB each): if it took the last block of the disk, nothing
-# could be written to SQLite any more, so nothing of the journal could be given up, until somebody makes room.
 JOURNAL = ("--journal-segment", "1MiB", "--journal-max", "8MiB")
 DISK_BYTES = 32 << 20
 BACK_S = 1.0  # after space is back
 MARGIN_S = 1.5  # for a machine that does other things as well
 OUTAGE_S = 20.0
 FULL = (503, 507)
+PRODUCTS = 1000
+PRODUCT = {"name": "lamp", "description": "x", "price": 1, "quantity": 1}
 NEVER_TAKEN = 999_999_999  # id of a user whose creation is refused each time
 
 
@@ -67,6 +69,30 @@ def test_full_disk_refuses_truthfully_and_writes_come_back(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_full_disk_twenty_times(tmp_path: Path) -> None:
     run_full_disk(tmp_path, TIMES)
+
+
+def test_journal_alone_does_not_fill_the_disk(tmp_path: Path) -> None:
+    """While the databases are locked the journal takes what it may; then all goes on without help."""
+    no_limit = ("--journal-segment", "1MiB")
+    with tmpfs(tmp_path / "disk", DISK_BYTES) as disk, server_on(disk, *PERIOD_MS, *no_limit) as server:
+        with ExitStack() as locks, server.client() as client:
+            for id in range(PRODUCTS):
+                assert client.post("/product", PRODUCT | {"command": "create", "id": id}).status == 200
+            server.flush()
+            for name in ("users", "products", "orders"):
+                path = disk / "data" / f"{name}.db"
+                connection = locks.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+                connection.execute("BEGIN EXCLUSIVE")
+            written = 0
+            larger = {"command": "update", "description": "x" * 4000}  # files of SQLite that have to grow
+            while client.post("/product", larger | {"id": written % PRODUCTS}).status == 200:
+                written += 1
+            assert written > PRODUCTS and client.get("/product/1").status == 200
+            locks.close()
+            server.wait_until(lambda: client.post("/user", {"command": "update", "id": 1}).status != 503, OUTAGE_S,
+                              "writes are taken again")  # fmt: skip
+            server.flush()
+        assert deaths(server) == []
 
 
 def test_one_database_without_space_holds_up_only_itself(tmp_path: Path) -> None:
