@@ -290,6 +290,7 @@ def test_write_that_its_sync_keeps_too_long_ends_in_time_and_is_applied_once(tmp
         assert len(server.rows("orders")) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_and_nothing_refused_while_every_sync_is_slow(tmp_path: Path) -> None:
     """Whoever waits for the same sync shares the next one: twice the time is the most that a write takes."""
     plan = "journal.before_sync=sleep:200@20-30"

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support import Answer, RawClient, ServerProcess, request_bytes
 
-STEPS = 700  # in each run between two starts
+STEPS = 400  # in each run between two starts
 RUNS = 3
 USER_IDS = range(1, 13)
 PRODUCT_IDS = range(1, 9)

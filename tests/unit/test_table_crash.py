@@ -232,7 +232,7 @@ def test_writer_that_dies_at_any_store_is_succeeded_exactly(segment: Segment, sc
 
 
 # not all: each pair of stores is a run, and "reclaim all" has many
-TWICE = [scene for number, scene in enumerate(SCENES) if number % 4 == 0 or (number > 17 and scene is not RECLAIM_ALL)]
+TWICE = [scene for number, scene in enumerate(SCENES) if number % 6 == 0 or (number > 17 and scene is not RECLAIM_ALL)]
 
 
 @pytest.mark.parametrize("scene", TWICE, ids=[scene.name for scene in TWICE])
