@@ -20,7 +20,7 @@ import pytest
 from tests.support import Answer, RawClient, ServerProcess, request_bytes
 
 STEPS = 400  # in each run between two starts
-RUNS = 3
+RUNS = 2
 USER_IDS = range(1, 13)
 PRODUCT_IDS = range(1, 9)
 CONNECTIONS = 3
