@@ -17,7 +17,7 @@ from server.shm import chains, layout
 from server.shm.chains import PurchaseChains
 from server.shm.layout import UNITS_MAX
 from server.shm.segment import Segment
-from server.shm.table import TableReader, address_mask, body_of, hash_of
+from server.shm.table import KNOWN_RECORD_BYTES_MAX, TableReader, address_mask, body_of, hash_of
 from server.shm.table_writer import TableWriter, reset_table
 from tests.table_model import Model, check_readers, check_table, open_segment
 
@@ -233,6 +233,28 @@ def test_units_of_a_purchase_stay_within_the_word(segment: Segment) -> None:
         assert reader.purchases(1) == b'{"7":%d}' % UNITS_MAX
     writer.publish(writer.prepare([], [(1, 7, 1, 9), (1, 8, 2 * UNITS_MAX, 9)], []))
     assert reader.purchases(1) == b'{"8":%d,"7":%d}' % (UNITS_MAX, UNITS_MAX)
+
+
+def test_reader_remembers_a_record_until_its_slot_changes(segment: Segment) -> None:
+    writer, reader = TableWriter(segment), TableReader(segment)
+    writer.put(Kind.USER, 1, 1, b"old")
+    assert reader.get_user(1) is reader.get_user(1)
+    writer.put(Kind.USER, 1, 2, b"new")
+    assert reader.get_user(1) == b"3\r\n\r\nnew"
+    writer.delete(Kind.USER, 1, 3)
+    assert reader.get_user(1) is None
+    writer.reclaim([3] * 3)
+    writer.put(Kind.PRODUCT, 1, 4, b"in the same slot")
+    assert reader.get_user(1) is None
+    writer.put(Kind.USER, 1, 5, b"elsewhere")
+    assert reader.get_user(1) == b"9\r\n\r\nelsewhere"
+
+
+def test_reader_remembers_no_large_records(segment: Segment) -> None:
+    writer, reader = TableWriter(segment), TableReader(segment)
+    writer.put(Kind.USER, 1, 1, b"x" * KNOWN_RECORD_BYTES_MAX)
+    assert reader.get_user(1) == reader.get_user(1)
+    assert reader.get_user(1) is not reader.get_user(1)
 
 
 # ---- against a model -----------------------------------------------------------------------------
