@@ -238,6 +238,7 @@ def test_units_of_a_purchase_stay_within_the_word(segment: Segment) -> None:
 def test_reader_remembers_a_record_until_its_slot_changes(segment: Segment) -> None:
     writer, reader = TableWriter(segment), TableReader(segment)
     writer.put(Kind.USER, 1, 1, b"old")
+    reader.get_user(1)  # now it knows how many buckets there are
     assert reader.get_user(1) is reader.get_user(1)
     writer.put(Kind.USER, 1, 2, b"new")
     assert reader.get_user(1) == b"3\r\n\r\nnew"
@@ -253,7 +254,7 @@ def test_reader_remembers_a_record_until_its_slot_changes(segment: Segment) -> N
 def test_reader_remembers_no_large_records(segment: Segment) -> None:
     writer, reader = TableWriter(segment), TableReader(segment)
     writer.put(Kind.USER, 1, 1, b"x" * KNOWN_RECORD_BYTES_MAX)
-    assert reader.get_user(1) == reader.get_user(1)
+    reader.get_user(1)
     assert reader.get_user(1) is not reader.get_user(1)
 
 
