@@ -100,6 +100,19 @@ def load(data_dir: Path, instance: str, is_classic: bool, table: Table, groups: 
     )
 
 
+def newest_checkpoint(data_dir: Path) -> int:
+    """Return how far the database has come that came furthest. Raises `DataError` when one can not be trusted."""
+    newest = 0
+    for kind in PERSISTED_KINDS:
+        path = schema.database_path(data_dir, kind)
+        db = schema.open_read_only(path)
+        try:
+            newest = max(newest, schema.read_meta(path, db).checkpoint)
+        finally:
+            db.close()
+    return newest
+
+
 class _Loader:
     def __init__(self, table: Table, is_classic: bool) -> None:
         self._table = table

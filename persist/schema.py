@@ -106,6 +106,7 @@ def open_for_writing(path: Path, kind: Kind, instance: str, contract: str) -> Da
             is_empty = not db.table_names()
             if not is_empty:
                 check(path, kind, read_meta(path, db), instance, contract)
+                _check_tables(path, kind, db)
             db.enable_wal()
             db.execute("PRAGMA synchronous = FULL")
             db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -145,6 +146,13 @@ def check(path: Path, kind: Kind, meta: Meta, instance: str, contract: str) -> N
         raise DataError(path, f"{DATABASE_NAMES[kind]} of another instance ({meta.instance}, not {instance})")
     if meta.contract != contract:
         raise DataError(path, f"written with the {meta.contract} contract, started with the {contract} contract")
+
+
+def _check_tables(path: Path, kind: Kind, db: Database) -> None:
+    expected = {DATABASE_NAMES[kind], DEAD_LETTERS_TABLE, *([KEYS_TABLE] if kind is Kind.ORDER else [])}
+    missing = sorted(expected - set(db.table_names()))
+    if missing:
+        raise DataError(path, f"the table {missing[0]} is missing")
 
 
 def set_checkpoint(db: Database, checkpoint: int) -> None:

@@ -62,7 +62,6 @@ GROUP_BYTES_PER_COMMAND_MAX = 3 * layout.RECORD_BYTES_MAX + GROUP_BYTES_EXTRA
 _PERSISTER, _SUPERVISOR, _STOP = -1, -2, -3
 
 
-
 class _Waiting(NamedTuple):
     """An answer that waits for the databases."""
 
@@ -229,10 +228,12 @@ class Manager:
             if not self._is_refusing:  # once: on a full disk it is every batch, and the log may be on the same disk
                 log.warning("journal refused detail=%r", refused.detail)
             self._is_refusing = True
+            self._words[layout.REFUSED_AT_MS] = int(time.monotonic() * 1000)
             return Outcome.JOURNAL_FULL if refused.is_full else Outcome.JOURNAL_FAILED
         if self._is_refusing:
             log.info("journal takes writes again refused=%d", self._counters[counters.JOURNAL_REFUSED])
             self._is_refusing = False
+            self._words[layout.REFUSED_AT_MS] = 0
         self._counters[counters.GROUPS] += 1
         self._counters[counters.SYNCS] += is_synced
         return None
@@ -339,7 +340,7 @@ class Manager:
         self._failpoint("manager.before_ready")
         self._words[layout.READY_EPOCH] = self._epoch
 
-    def _open_journal(self, start: int = 0) -> None:
+    def _open_journal(self, start: int = 0, is_expected: bool = False) -> None:
         config = self._config
         self._journal = Journal.open(
             config.data_dir / JOURNAL_DIRECTORY,
@@ -349,17 +350,19 @@ class Manager:
             config.journal_max_bytes,
             start=start,
             failpoint=self._failpoint,
+            is_expected=is_expected,
         )
 
     def _load(self) -> None:
         """First start of this run: the table is built from the databases and the journal after their checkpoints."""
         self._failpoint("load.start")
-        self._open_journal()  # first: its lock keeps out whoever is not the manager any more
+        config, instance = self._config, self._shared.instance
+        has_history = recovery.newest_checkpoint(config.data_dir) > 0
+        self._open_journal(is_expected=has_history)  # first: its lock keeps out whoever is not the manager any more
         self._failpoint("load.journal_open")
         reset_table(self._shared.segment)
         self._failpoint("load.reset")
         self._table = TableWriter(self._shared.segment)
-        config, instance = self._config, self._shared.instance
         groups = read_groups(config.data_dir / JOURNAL_DIRECTORY, instance)
         recovered = recovery.load(config.data_dir, instance.hex(), config.classic, self._table, groups)
         words = self._words

@@ -294,7 +294,7 @@ class Supervisor:
         self._stop_started = time.monotonic()
         self._rows_before = self._rows_written()
         self._stop_stage = [[*self._workers, *self._leaving], [self._persister], [self._manager, *self._writers]]
-        if not self._is_serving:  # nothing was acknowledged, the databases are as they were
+        if not self._is_serving:  # nothing new was acknowledged, the databases are as they were
             self._stop_stage = [self._children]
         self._begin_stop_stage(DRAIN_S)
 
@@ -328,7 +328,9 @@ class Supervisor:
         """Say truthfully what was flushed, and set the exit code."""
         self._kill_all()
         checkpoints = [self._words[layout.CHECKPOINT + kind] for kind in PERSISTED_KINDS]
-        rows_left = len(TableReader(self._shared.segment).changed_slots(checkpoints)) if self._is_serving else 0
+        rows_left: int | str = "unknown"  # the journal was not replayed
+        if self._words[layout.TABLE_STATE] == layout.TABLE_SERVING:
+            rows_left = len(TableReader(self._shared.segment).changed_slots(checkpoints))
         rows = self._rows_written() - self._rows_before
         seconds = time.monotonic() - self._stop_started
         published_seq = self._words[layout.PUBLISHED_SEQ]

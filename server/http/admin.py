@@ -57,6 +57,9 @@ _WRITER = {
 }
 
 
+REFUSING_MS = 2000  # after the last refused write; without writes nobody knows whether there is space again
+
+
 def readiness(segment: Segment) -> str:
     """Return why the server does not serve reads and writes, or an empty text when it does."""
     words = segment.words
@@ -64,6 +67,9 @@ def readiness(segment: Segment) -> str:
         return "the table is being loaded"
     if words[layout.READY_EPOCH] != words[layout.MANAGER_EPOCH]:
         return "the manager is being replaced: reads are served, writes are refused"
+    refused_at_ms = words[layout.REFUSED_AT_MS]
+    if refused_at_ms and time.monotonic() * 1000 - refused_at_ms < REFUSING_MS:
+        return "the journal takes no writes, for want of space or at its limit: reads are served"
     return ""
 
 

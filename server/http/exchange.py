@@ -99,6 +99,15 @@ class Exchange:
         """Whether the connection ends with this answer."""
         return self._connection_option == b"close"
 
+    def make_last(self) -> None:
+        """End the connection with this answer, which is there."""
+        assert self.answer is not None
+        if self._connection_option == b"keep-alive":
+            self.answer = self.answer.replace(b"\r\nConnection: keep-alive\r\n", b"\r\nConnection: close\r\n", 1)
+        elif not self.is_last:
+            self.answer = with_connection(self.answer, b"close")
+        self._connection_option = b"close"
+
     def attempt(self, step: Callable[..., bytes | Later], *arguments: object) -> bytes | Later:
         """Run a step of this request; bytes are its answer. No step takes the worker along: this is the boundary."""
         try:

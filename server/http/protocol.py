@@ -211,7 +211,7 @@ class Connection(asyncio.Protocol):
 
     def _answer(self) -> None:
         """Send the answer that has come, if its turn has; with those of a pipeline that come in the same loop turn."""
-        if not self._is_lone:
+        if not self._is_lone or self._endpoint.is_stopping:
             if len(self._exchanges) == 1:
                 self._serve()
             elif not self._is_serving and not self._is_yielding:
@@ -248,10 +248,14 @@ class Connection(asyncio.Protocol):
         size, is_last, is_moving = 0, False, True
         while is_moving and not is_last and size < TURN_BYTES_MAX:
             is_moving = self._serve_next()
-            while exchanges and (answer := exchanges[0].answer) is not None:
+            while exchanges and exchanges[0].answer is not None:
+                exchange = exchanges.popleft()
+                if self._endpoint.is_stopping and not exchanges and self._is_between_requests():
+                    exchange.make_last()
+                answer = exchange.answer or b""
                 answers.append(answer)
                 size += len(answer)
-                is_last = exchanges.popleft().is_last
+                is_last = exchange.is_last
                 is_moving = True
         self._is_serving = False
         if size >= TURN_BYTES_MAX and not is_last:
@@ -292,6 +296,11 @@ class Connection(asyncio.Protocol):
             return False
         self._parked = None
         return True
+
+    def _is_between_requests(self) -> bool:
+        """Return whether nothing of a further request is there."""
+        is_under_way = self._wanted or self._chunked is not None or self._parked is not None
+        return not is_under_way and self._start == len(self._input)
 
     def _may_pass(self) -> bool:
         """Return whether one more request may be served beside those that are not answered."""

@@ -58,7 +58,10 @@ class SegmentFiles:
         if not directory.exists():
             directory.mkdir(mode=0o700)
             _sync_directory(directory.parent)
-        self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except NotADirectoryError:
+            raise StartError(f"{directory} is not a directory") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

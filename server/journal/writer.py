@@ -78,16 +78,17 @@ class Journal:
         max_bytes: int,
         start: int = 0,
         failpoint: Failpoint = not_armed,
+        is_expected: bool = False,
     ) -> Journal:
         """Find the exact end of the log, cut a torn tail, and make durable what is there.
 
         `start` is a position the caller trusts everything before: segments before its own are not read.
-        Raises `DataError` for damage, a foreign instance, an unknown version and an epoch that is over;
-        `StartError` while another process has the journal open.
+        Raises `DataError` for damage, a foreign instance, an unknown version, an epoch that is over, and a journal
+        that `is_expected` to be there and is not; `StartError` while another process has it open.
         """
         journal = cls(SegmentFiles(directory, segment_bytes, max_bytes), instance, epoch, failpoint)
         try:
-            journal._recover(Scan(directory, instance, start))
+            journal._recover(Scan(directory, instance, start), is_expected)
         except BaseException:
             journal.close()
             raise
@@ -161,7 +162,7 @@ class Journal:
 
     # ---- opening --------------------------------------------------------------------------------------------------
 
-    def _recover(self, scan: Scan) -> None:
+    def _recover(self, scan: Scan, is_expected: bool) -> None:
         """Read the log and put this object into the state that its last writer was in."""
         pending: deque[Frame] = deque()  # frames that are not known to be on the disk
         last_data = b""
@@ -171,6 +172,9 @@ class Journal:
             pending.append(frame)
             last_data = data
         scan.raise_damage()
+        if is_expected and not scan.segments:
+            directory = self._files.directory
+            raise DataError(directory, "the journal is missing, though the databases hold changes that were in it")
         if scan.end.epoch > self.epoch:
             detail = f"written by the manager of epoch {scan.end.epoch}, this one has {self.epoch}"
             raise DataError(scan.end.path, detail, scan.end.offset)

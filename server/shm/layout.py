@@ -36,6 +36,7 @@ HEADER WORDS (offset = 8 x index). The value of a word that a crash leaves behin
     15     JOURNAL_BYTES        manager      size of all journal segments
     16     JOURNAL_POSITION     manager      where the first group stands that a successor must look at:
                                              bits 40-63 number of its segment | bits 0-39 offset in that file
+    17     REFUSED_AT_MS        manager      monotonic ms when the journal refused a group last; 0: it took one since
     18     DIRTY_HEAD           manager      slots ever written to the dirty ring
     19     ARENA_PAGES          manager      arena pages reserved so far
     20     DIRTY_RECORDS        persister    records it knows to be dirty: taken from the ring, not yet in SQLite
@@ -130,6 +131,7 @@ NEXT_ORDER_ID = 13
 SLOTS_USED = 14
 JOURNAL_BYTES = 15
 JOURNAL_POSITION = 16
+REFUSED_AT_MS = 17
 DIRTY_HEAD = 18
 ARENA_PAGES = 19
 DIRTY_RECORDS = 20

@@ -278,6 +278,42 @@ def test_second_start_on_the_same_data_directory_exits_3(server: ServerProcess, 
     assert is_ready(server)
 
 
+def test_start_without_the_journal_of_its_databases_exits_3(own_server: ServerProcess) -> None:
+    with own_server.client() as client:
+        create_user(client, 1)
+    own_server.flush()
+    own_server.kill_all()
+    journal = own_server.data_dir / "journal"
+    journal.rename(own_server.data_dir / "elsewhere")
+    for _ in range(2):
+        code, text = run_py(own_server.data_dir, "--data-dir", str(own_server.data_dir))
+        assert code == 3 and f"{journal}: the journal is missing" in text
+    journal.rmdir()
+    (own_server.data_dir / "elsewhere").rename(journal)
+    own_server.start()
+    assert own_server.request("GET", "/user/1").status == 200
+
+
+def test_stop_before_the_journal_is_replayed_does_not_say_that_all_is_in_sqlite(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", "--persist-period-ms", "60000") as server:
+        with server.client() as client:
+            before = create_user(client, 1)
+        server.kill_all()
+        command = [sys.executable, "run.py", "--port", "0", "--admin-port", "0", "--data-dir", str(server.data_dir)]
+        environment = os.environ | {"MILLRACE_FAILPOINTS": "load.start=sleep:30000"}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as starting:
+            assert starting.stderr is not None and starting.stdout is not None
+            while "role=writer-users" not in starting.stderr.readline():
+                pass
+            starting.send_signal(signal.SIGTERM)
+            output = starting.stdout.read()
+        assert starting.returncode == 5 and "rows_left_in_journal=unknown" in output
+        server.start()
+        assert server.request("GET", "/user/1").body == before
+
+
 @pytest.mark.parametrize("flag", ["--port", "--admin-port"])
 @pytest.mark.parametrize("is_reuse", [False, True], ids=["taken", "taken with SO_REUSEPORT"])
 def test_port_that_is_taken_exits_3(tmp_path: Path, flag: str, is_reuse: bool) -> None:

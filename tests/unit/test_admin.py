@@ -15,7 +15,7 @@ import pytest
 from server.commands import Flush, Kind, Outcome, ReplayDeadLetter
 from server.config import Durability
 from server.errors import DataError
-from server.http.admin import Admin, statistics
+from server.http.admin import REFUSING_MS, Admin, statistics
 from server.http.dead_letters import REPLAY_MAX, Replayer
 from server.http.endpoint import Endpoint
 from server.http.metrics import exposition
@@ -95,6 +95,11 @@ def test_ready_only_while_the_table_serves_and_the_manager_takes_commands(
     server: AdminServer, client: FakeClient
 ) -> None:
     assert client.request(get("/readyz")).json == {"status": "ready"}
+    server.words[layout.REFUSED_AT_MS] = int(time.monotonic() * 1000)
+    answer = client.request(get("/readyz"))
+    assert answer.status == 503 and "journal" in answer.json["detail"] and "retry-after" in answer.fields
+    server.words[layout.REFUSED_AT_MS] -= 2 * REFUSING_MS
+    assert client.request(get("/readyz")).status == 200  # without another write nobody knows
     server.words[layout.MANAGER_EPOCH] = 4
     answer = client.request(get("/readyz"))
     assert answer.status == 503 and "manager" in answer.json["detail"] and "retry-after" in answer.fields

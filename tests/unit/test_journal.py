@@ -233,6 +233,12 @@ def test_files_are_private_and_leftovers_are_removed(directory: Path) -> None:
     assert journal.bytes == SEGMENT_BYTES
 
 
+def test_file_in_the_place_of_the_journal_is_refused(directory: Path) -> None:
+    directory.write_bytes(b"")
+    with pytest.raises(StartError, match="not a directory"):
+        open_journal(directory)
+
+
 def test_second_writer_is_kept_out(directory: Path) -> None:
     journal = open_journal(directory)
     with pytest.raises(StartError, match="in use"):

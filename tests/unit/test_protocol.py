@@ -441,9 +441,34 @@ def test_stop_lets_a_fast_write_end(server: FakeServer, warm: FakeClient) -> Non
     server.endpoint.stop(lambda: None)
     assert not warm.is_ended
     server.queue.answer()
-    assert len(warm.take()) == 1
-    server.endpoint.close_idle(endpoint.NEVER)
+    [answer] = warm.take()
+    assert answer.status == 200 and answer.fields["connection"] == "close"
     assert warm.is_ended
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_answers_that_come_after_a_stop_are_the_last(server: FakeServer, version: str) -> None:
+    server.queue.is_quick = False
+    client = server.connect()
+    keep_alive = ["Connection: keep-alive"] if version == "1.0" else []
+    for id in (6, 7):
+        client.send(post("/user", create_user(id), *keep_alive, version=version))
+    server.endpoint.stop(lambda: None)
+    for _ in (6, 7):
+        server.queue.answer()
+    first, second = client.take()
+    assert first.fields.get("connection") == ("keep-alive" if keep_alive else None)
+    assert second.fields["connection"] == "close" and client.is_ended
+
+
+def test_stop_waits_for_a_body_that_is_under_way(server: FakeServer) -> None:
+    client = server.connect()
+    head, _, body = post("/user", create_user(8), "Expect: 100-continue").partition(b"\r\n\r\n")
+    server.endpoint.is_stopping = True
+    client.send(head + b"\r\n\r\n")
+    assert client.output == CONTINUE and not client.is_ended
+    assert client.request(body).json["id"] == 8
+    assert client.is_ended
 
 
 # ---- order ------------------------------------------------------------------------------------------------------

@@ -35,6 +35,16 @@ def test_new_database_is_empty_at_checkpoint_zero(tmp_path: Path, kind: Kind) ->
         assert nullable == (["password"] if kind is Kind.USER else [])
 
 
+@pytest.mark.parametrize("table", ["orders", schema.DEAD_LETTERS_TABLE, schema.KEYS_TABLE])
+def test_database_without_one_of_its_tables_is_refused(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "orders.db"
+    make_orders(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"DROP TABLE {table}")
+    with pytest.raises(DataError, match=f"{table} is missing"):
+        open_orders(path)
+
+
 def test_every_commit_is_synced_into_a_wal(tmp_path: Path) -> None:
     with open_orders(tmp_path / "orders.db") as db:
         assert db.journal_mode == "wal"
