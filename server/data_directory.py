@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 
 Contract = Literal["default", "classic"]
+INSTANCE_NAME = "instance.json"
 
 
 class _Version(Struct):
@@ -87,7 +88,7 @@ class DataDirectory:
 
         Raises `DataError`, `ConfigError` for the other contract, and `StartError` when it can not be written.
         """
-        path = self.path / "instance.json"
+        path = self.path / INSTANCE_NAME
         before = self._read_instance(path) or Instance(VERSION, secrets.token_hex(16), contract, 0)
         if before.contract != contract:
             raise ConfigError(

@@ -132,7 +132,8 @@ class Client:
 def main(arguments: list[str]) -> int:
     """Run the load; 0 when every answer was 200 and every record read back as expected, 1 otherwise, 2 usage."""
     options = _parse(arguments)
-    work = make_work(options.users, options.products, options.orders, options.seed, options.passwords)
+    counts = options.users, options.products, options.orders
+    work = make_work(*counts, options.seed, options.passwords, options.stock)
     client = Client(options.url, options.threads, *([_draw_bar] if sys.stderr.isatty() else []))
     try:
         phases, problem = run(client, work)
@@ -154,8 +155,13 @@ def main(arguments: list[str]) -> int:
     return 0 if problem is None else 1
 
 
-def make_work(users: int, products: int, orders: int, seed: int, has_passwords: bool) -> Work:
-    """Make the records from the seed; ids count from 1 and each product has stock for all its orders."""
+def make_work(
+    users: int, products: int, orders: int, seed: int, has_passwords: bool, spare_stock: int | None = None
+) -> Work:
+    """Make the records from the seed; ids count from 1 and each product has stock for all its orders.
+
+    `spare_stock` is left of each product after them; None: a few units, by chance.
+    """
     chance = random.Random(seed)
     user_records = [
         {"id": id, "username": f"user-{id}", "email": f"user-{id}@example.com"}
@@ -177,7 +183,7 @@ def make_work(users: int, products: int, orders: int, seed: int, has_passwords: 
             "name": f"product-{id}",
             "description": f"the product number {id}",
             "price": chance.randrange(PRICE_CENTS_MAX) / 100,
-            "quantity": ordered[id] + chance.randint(0, SPARE_STOCK_MAX),
+            "quantity": ordered[id] + (chance.randint(0, SPARE_STOCK_MAX) if spare_stock is None else spare_stock),
         }
         for id in range(1, products + 1)
     ]
@@ -326,6 +332,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=_count, default=10, help="client threads (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed sends the same work (default: %(default)s)")
     parser.add_argument("--passwords", action="store_true", help="give every user a password (--classic needs it)")
+    parser.add_argument("--stock", type=_count, help="units left of each product for more orders (default: a few)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args(arguments)
     if urlsplit(options.url).scheme != "http" or not urlsplit(options.url).hostname:

@@ -119,7 +119,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description=(__doc__ or "").splitlines()[0],
         epilog=f"rows: {names}; experiments: {', '.join(one.name for one in EXPERIMENTS)}",
     )
-    parser.add_argument("--quick", action="store_true", help="under two minutes: short rounds, smaller tables")
+    parser.add_argument("--quick", action="store_true", help="some two minutes: short rounds, smaller tables")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="these rows or experiments")
     parser.add_argument("--rounds", type=int, help=f"of each side (default {ROUNDS}, {ROUNDS_QUICK} with --quick)")
     parser.add_argument("--out", type=Path, default=Path("results"), help="directory (default: %(default)s)")

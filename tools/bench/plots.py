@@ -21,7 +21,7 @@ MORE_COLOURS = ("#1f5fa8", "#c98a2b", "#b8433a", "#3a8f5c", "#7a5aa8", "#8a8f98"
 VERDICT_COLOURS = {Verdict.REACHED: "#3a8f5c", Verdict.MISSED: "#b8433a", Verdict.NOT_JUDGED: "#8a8f98"}
 WIDE, TALL = (9.0, 3.4), (9.0, 5.0)
 PNG_DOTS_PER_INCH = 130
-SHARE_SHOWN_MAX = 2.5  # of a target; bars beyond it are cut, their figure stands beside them
+SHARE_SHOWN_MAX = 2.5  # of a target; bars and ranges beyond it are cut, with a mark and the figure beside them
 HEADROOM = 1.1  # above the highest point
 SIZE_ORDER = ("small", "middle", "large", "huge")
 STYLE: dict[str, Any] = {
@@ -121,7 +121,8 @@ def _targets(figure: Any, rows: Sequence[Row]) -> bool:
         middle, low, high = (min(share, SHARE_SHOWN_MAX) for share in shares)
         axes.barh(place, middle, color=VERDICT_COLOURS[row.verdict], height=0.6)
         axes.plot([low, high], [place, place], color="#333", linewidth=1)
-        label = f"  {values[0]:.3g} {row.target.unit} (target {row.target.limit:g})"
+        mark = " >" if max(shares) > SHARE_SHOWN_MAX else ""
+        label = f"{mark} {values[0]:.3g} {row.target.unit} (target {row.target.limit:g})"
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         axes.text(max(low, high) + 0.02, place, label.strip(), va="center", fontsize=8, bbox=box)
     axes.axvline(1.0, color="#333", linewidth=1, zorder=0.5)

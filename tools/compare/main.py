@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +40,8 @@ Say = Callable[[str], None]
 def main(arguments: list[str]) -> int:
     """Compare; 0 when every subject could be measured, 1 when one failed, 2 usage."""
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))  # also where a shell had it ignored
     plan, started, start = QUICK if options.quick else Plan(), time.strftime("%Y-%m-%d %H:%M"), time.monotonic()
     missing = {name: command for name, command in missing_programs().items() if name in TOOLS}
     results = Results(plan, missing)
@@ -55,7 +58,6 @@ def main(arguments: list[str]) -> int:
     command = shlex.join(["python", "-m", "tools", "compare", *arguments])
     run = {"started": started, "command": command, "rounds": str(options.rounds)}
     print(_as_text(results, machine))
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(_as_json(results, machine, run), indent=2) + "\n")
     (options.out / "comparison.html").write_text(render_page(results, machine, run))
     print(f"\n{options.out / 'results.json'}\n{options.out / 'comparison.html'}")
@@ -130,7 +132,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--work-dir", type=Path, help="where the databases are while it runs, on a real disk (default: temporary files)"
     )
     options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (1 if options.quick else 3)
+    if options.rounds is None:
+        options.rounds = 1 if options.quick else 3
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out}: {error.strerror}")
     return options

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import closing
 from pathlib import Path
 
+from server.data_directory import INSTANCE_NAME, DataDirectory
 from server.errors import StartError
 from tools.lineage import original, v1, v2, v3
 from tools.lineage.launcher import Launcher
@@ -23,9 +25,12 @@ def main(arguments: list[str]) -> int:
     """Run a shape; 0 when it was stopped and everything is in SQLite, 5 when not, 3 when it could not start."""
     options = _parse(arguments)
     try:
-        options.data_dir.mkdir(parents=True, exist_ok=True)
+        directory = DataDirectory(options.data_dir)  # its lock: as long as this process and its children live
+        if (options.data_dir / INSTANCE_NAME).exists():
+            raise StartError(f"data directory {options.data_dir}: it belongs to the server itself")
         roles = SHAPES[options.shape].ROLES
-        return Launcher(options.shape, roles, options.port, options.data_dir, options.period_ms / 1000).run()
+        with closing(directory):
+            return Launcher(options.shape, roles, options.port, options.data_dir, options.period_ms / 1000).run()
     except (StartError, OSError) as error:
         print(f"lineage: {error}", file=sys.stderr)
         return EXIT_NOT_STARTED
@@ -41,10 +46,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     run = parser.add_subparsers(required=True, metavar="run").add_parser("run", help="start a shape")
     run.add_argument("shape", choices=SHAPES)
-    run.add_argument("--port", type=int, default=8000, help="0: any free one (default: %(default)s)")
+    run.add_argument("--port", type=_port, default=8000, help="0: any free one (default: %(default)s)")
     run.add_argument("--data-dir", type=Path, required=True, help="where the three databases are")
     run.add_argument("--period-ms", type=_period_ms, default=1000, help="persistence period (default: %(default)s)")
     return parser.parse_args(arguments)
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    return value
 
 
 def _period_ms(text: str) -> int:

@@ -9,7 +9,8 @@
     POST /push ─────>│ user push service│── one commit for all the rows in the request ──> users.db
     GET /rows/0 ────>└──────────────────┘
 
-They check everything themselves, whoever asks: in the shapes with a cache all of it was checked there before.
+Those of the first shapes check everything themselves, whoever asks, although a cache has checked it before; a push
+service takes rows as they come.
 """
 
 from __future__ import annotations
