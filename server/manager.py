@@ -39,7 +39,7 @@ from server.commands import PERSISTED_KINDS, Kind, Outcome, Reply
 from server.config import Config, Durability
 from server.errors import JournalRefused, MemoryFull
 from server.idempotency import Keys
-from server.journal.format import Change, Group
+from server.journal.format import DIRECTORY_NAME, Change, Group
 from server.journal.reader import read_groups
 from server.journal.writer import Journal
 from server.redo import Answer, decode_answers, encode_answers, redo_change
@@ -51,8 +51,6 @@ from server.shm.table_writer import TableWriter, reset_table
 from server.stop_signal import StopSignal
 
 log = logging.getLogger(__name__)
-
-JOURNAL_DIRECTORY = "journal"
 
 GROUP_BYTES_EXTRA = 128  # of a command beside bodies and private part: the heads of its changes and of its answer
 # its record, another image of it as answer, and that once more for an Idempotency-Key
@@ -343,7 +341,7 @@ class Manager:
     def _open_journal(self, start: int = 0, is_expected: bool = False) -> None:
         config = self._config
         self._journal = Journal.open(
-            config.data_dir / JOURNAL_DIRECTORY,
+            config.data_dir / DIRECTORY_NAME,
             self._shared.instance,
             self._epoch,
             config.journal_segment_bytes,
@@ -363,7 +361,7 @@ class Manager:
         reset_table(self._shared.segment)
         self._failpoint("load.reset")
         self._table = TableWriter(self._shared.segment)
-        groups = read_groups(config.data_dir / JOURNAL_DIRECTORY, instance)
+        groups = read_groups(config.data_dir / DIRECTORY_NAME, instance)
         recovered = recovery.load(config.data_dir, instance.hex(), config.classic, self._table, groups)
         words = self._words
         words[layout.NEXT_ORDER_ID] = recovered.next_order_id
@@ -386,7 +384,7 @@ class Manager:
         self._failpoint("takeover.journal_open")
         self._table = TableWriter(self._shared.segment)
         groups = 0
-        for group in read_groups(self._config.data_dir / JOURNAL_DIRECTORY, self._shared.instance, start):
+        for group in read_groups(self._config.data_dir / DIRECTORY_NAME, self._shared.instance, start):
             self._redo(group)
             self._failpoint("takeover.group_redone")
             groups += 1

@@ -71,6 +71,7 @@ from zlib import crc32
 
 FORMAT_VERSION = 1
 
+DIRECTORY_NAME = "journal"  # in the data directory
 SEGMENT_NAME = "{:08d}.journal"
 SEGMENT_PATTERN = "[0-9]" * 8 + ".journal"
 SPARE_NAME = "spare-{:08d}.journal"

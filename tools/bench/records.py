@@ -17,8 +17,8 @@ from persist import schema
 from server.commands import Kind
 from server.config import Config
 from server.data_directory import Contract, DataDirectory
+from server.journal.format import DIRECTORY_NAME
 from server.journal.writer import Journal
-from server.manager import JOURNAL_DIRECTORY
 
 FIRST_ID = 10_000_000
 USERS = 10_000
@@ -55,7 +55,7 @@ def fill_data_directory(path: Path, users: int, products: int = PRODUCTS) -> Non
         directory.close()
     config = Config(workers=1)
     limits = (config.journal_segment_bytes, config.journal_max_bytes)
-    Journal.open(path / JOURNAL_DIRECTORY, instance.id, instance.run, *limits).close()
+    Journal.open(path / DIRECTORY_NAME, instance.id, instance.run, *limits).close()
     rows = {Kind.USER: user_rows(users), Kind.PRODUCT: product_rows(products), Kind.ORDER: iter(())}
     for kind, records in rows.items():
         database = schema.open_for_writing(schema.database_path(path, kind), kind, instance.instance, CONTRACT)
