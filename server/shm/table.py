@@ -56,7 +56,7 @@ from server.shm.segment import Segment
 
 READ_TRIES = 64  # some 50 us: far longer than a slot write, far shorter than a time slice
 PURCHASES_TRIES = 16
-KNOWN_RECORDS = 1 << 14  # that a process remembers, per kind: half off a read, for some 4 MB with records of 100 bytes
+KNOWN_RECORDS = 1 << 14  # that a process remembers, per kind: four fifths off a read, some 4 MB with 100 bytes each
 KNOWN_RECORD_BYTES_MAX = 1 << 10  # so 20 MB with the largest
 SCAN_SLOTS = 1 << 14  # slots per step of a scan: a table of millions is never copied at once
 
@@ -85,11 +85,6 @@ class _SlotWords(NamedTuple):
     ref: int
     record: bytes
     private: bytes
-
-
-def record_of(body: bytes) -> bytes:
-    """Return the stored form of a body: the tail of a response that wants `Content-Length: ` in front."""
-    return b"%d\r\n\r\n%b" % (len(body), body)
 
 
 def body_of(record: bytes) -> bytes:

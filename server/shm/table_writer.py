@@ -258,7 +258,7 @@ class TableWriter(TableReader):
 
     def _store(self, replaced: int, body: bytes, private: bytes) -> tuple[int, int]:
         """Write a record to a fresh block; return its ref and checksum. `replaced` is the ref it replaces, or 0."""
-        data = b"%d\r\n\r\n%b%b" % (len(body), body, private)  # as `record_of`
+        data = b"%d\r\n\r\n%b%b" % (len(body), body, private)  # RECORD in layout.py
         size, private_bytes = len(data), len(private)
         if size > layout.RECORD_BYTES_MAX or private_bytes > layout.PRIVATE_BYTES_MAX:
             raise ValueError(f"record of {size} bytes, {private_bytes} of them private")

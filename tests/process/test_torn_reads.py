@@ -26,7 +26,7 @@ from server.shm import chains, layout
 from server.shm.counters import WORKER, counters_block
 from server.shm.layout import BUCKETS, HASH_SEED, LENGTH_MASK, LOCK, LOCKED, OFFSET_SHIFT, REF, WORD_BYTES
 from server.shm.segment import Segment
-from server.shm.table import TableReader, hash_of, record_of
+from server.shm.table import TableReader, hash_of
 from server.shm.table_writer import Prepared, TableWriter
 from tests.table_model import open_segment
 
@@ -49,6 +49,11 @@ BAD = {TORN: "torn", MIXED: "mixed", BACKWARDS: "backwards", MISSING: "missing"}
 def body_of_version(kind: int, id: int, version: int) -> bytes:
     name = b"%d.%d.%d;" % (kind, id, version)
     return name * (1 + version * 7 % 23)
+
+
+def record_of(body: bytes) -> bytes:
+    """Return a body as it is stored (RECORD in layout.py)."""
+    return b"%d\r\n\r\n%b" % (len(body), body)
 
 
 def judge(kind: int, id: int, record: bytes, newest: dict[int, int]) -> int:
