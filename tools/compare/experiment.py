@@ -1,9 +1,9 @@
 """The original experiment on one subject: posts, reads with k6, reads with wrk, a crash, and what is left after it.
 
-    start ─> 7,500 POSTs ─> k6 + trickle + probe ─> settle ─> wrk + trickle ─> settle ─┐
-             seconds        rate, share of 200s, p95          rate, CPU per read       │
-                                                                                       │
-             rows lost <─ read everything back <─ start again <─ kill -9 everything <─ burst of writes
+    start ─> 7,500 POSTs ─> k6 + trickle + probe ─> settle ─> wrk + trickle ─> settle ─> wrk x16 + trickle ─> settle ─┐
+             seconds        rate, share of 200s, p95          rate, CPU per read         rate                         │
+                                                                                                                      │
+             rows lost <─ read everything back <─ start again <─ kill -9 everything <─ burst of writes <──────────────┘
 
 The period is longer than the POSTs take with a cache, as in the original experiment: what was posted is flushed while
 the reads go on, and that is where a shape shows what it does meanwhile. Before wrk it is awaited that reads are
@@ -20,7 +20,7 @@ from typing import Any
 
 from tools.bench.processes import MeasurementFailed
 from tools.bench.servers import Bare
-from tools.compare.readers import K6, Probe, ProbePoint, Wrk, run_k6, run_wrk, settle
+from tools.compare.readers import K6, PIPELINE_DEPTH, Probe, ProbePoint, Wrk, run_k6, run_wrk, settle
 from tools.compare.subjects import Subject
 from tools.compare.writes import Acknowledged, Burst, Trickle, count_lost, send_work
 from tools.load import Work, make_work
@@ -66,6 +66,7 @@ class Figures:
     max_ms: float | None = None
     served: float = 0.0
     wrk_rate: float | None = None
+    pipelined_rate: float | None = None
     read_cpu_us: float | None = None  # all processes, per read of wrk
     settle_s: float = 0.0  # after k6, until reads are answered promptly
     cpu_s: float = 0.0  # all processes, up to the crash
@@ -104,8 +105,13 @@ def measure(
         settle(subject.url)
         figures.settle_s = time.monotonic() - ended
         if "wrk" not in missing:
-            _read_with_wrk(subject, plan, acknowledged, figures, directory)
-            say(f"{name:<10} wrk: {figures.wrk_rate:,.0f} reads/s")
+            found, cpu_s = _read_with_wrk(subject, plan, acknowledged, directory)
+            figures.wrk_rate = found.rate
+            figures.read_cpu_us = cpu_s / found.requests * 1e6 if found.requests else None
+            settle(subject.url)
+            found, _ = _read_with_wrk(subject, plan, acknowledged, directory, PIPELINE_DEPTH)
+            figures.pipelined_rate = found.rate
+            say(f"{name:<10} wrk: {figures.wrk_rate:,.0f} reads/s, x{PIPELINE_DEPTH} {found.rate:,.0f}")
             settle(subject.url)
         figures.cpu_s, figures.memory_mib = subject.cpu_s(), subject.memory_bytes() / (1 << 20)
         _crash(subject, plan, acknowledged)
@@ -132,13 +138,15 @@ def _read_with_k6(
     return probe, ended
 
 
-def _read_with_wrk(subject: Subject, plan: Plan, acknowledged: Acknowledged, figures: Figures, directory: Path) -> None:
+def _read_with_wrk(
+    subject: Subject, plan: Plan, acknowledged: Acknowledged, directory: Path, depth: int = 1
+) -> tuple[Wrk, float]:
+    """Return what wrk found, and the CPU seconds that all processes of the subject spent meanwhile."""
     cpu_before_s = subject.cpu_s()
     with Trickle(subject.url, acknowledged, plan.trickle_rate):
-        found: Wrk = run_wrk(subject.url, plan.users, plan.wrk_s, directory)
+        found = run_wrk(subject.url, plan.users, plan.wrk_s, directory, depth)
         cpu_s = subject.cpu_s() - cpu_before_s
-    figures.wrk_rate = found.rate
-    figures.read_cpu_us = cpu_s / found.requests * 1e6 if found.requests else None
+    return found, cpu_s
 
 
 def _crash(subject: Subject, plan: Plan, acknowledged: Acknowledged) -> None:

@@ -7,12 +7,13 @@ from html import escape
 
 from tools.compare.charts import bars, strip
 from tools.compare.pictures import LEGEND, PICTURES, draw
+from tools.compare.readers import CONNECTIONS, PIPELINE_DEPTH, VIRTUAL_USERS
 from tools.compare.results import Column, Results
 from tools.compare.sentences import TITLES, sentence, verdicts
 from tools.compare.subjects import SUBJECTS
 
-PLOTTED = ("post_s", "post_ratio", "k6_rate", "wrk_rate", "ok_share", "served", "p95_ms", "read_cpu_us", "cpu_s",
-           "memory_mib", "lost")  # fmt: skip
+PLOTTED = ("post_s", "post_ratio", "k6_rate", "wrk_rate", "pipelined_rate", "ok_share", "served", "p95_ms",
+           "read_cpu_us", "cpu_s", "memory_mib", "lost")  # fmt: skip
 STEPS = {
     "original": "Every request goes through SQLite",
     "v1": "A cache in front",
@@ -153,8 +154,8 @@ def _conditions(results: Results) -> dict[str, str]:
     plan = results.plan
     return {
         "POSTs": f"{plan.users:,} users, {plan.products:,} products, {plan.orders:,} orders by 10 Python threads",
-        "reads": f"k6: 200 virtual users, {plan.k6_s} s; wrk: 64 connections, {plan.wrk_s} s; both beside"
-        f" {plan.trickle_rate:.0f} updates/s",
+        "reads": f"k6: {VIRTUAL_USERS} virtual users, {plan.k6_s} s; wrk: {CONNECTIONS} connections, {plan.wrk_s} s,"
+        f" then again with {PIPELINE_DEPTH} requests in flight on each; all beside {plan.trickle_rate:.0f} updates/s",
         "crash": f"kill -9 of all processes {plan.burst_s:g} s into a burst of writes, then a restart",
         "period": f"{plan.period_ms} ms for all that have one",
         "cores": "clients and servers share all cores, nothing is pinned",

@@ -1,12 +1,17 @@
 """The reads of the comparison: k6 and wrk as fast as they get answers, and a probe at a fixed rate beside k6.
 
-    k6      200 virtual users, each reads, waits for the answer (a second at most) and reads again
-    wrk     the same with 64 connections and little CPU of its own: the ceiling
-    probe   one read every 20 ms, whatever happened to the one before
+    k6       200 virtual users, each reads, waits for the answer (a second at most) and reads again
+    wrk      the same with 64 connections and little CPU of its own
+    wrk x16  the same with 16 requests in flight on each connection: the ceiling
+    probe    one read every 20 ms, whatever happened to the one before
 
-The first two ask less when they are answered late: a server that is away for a second costs k6 200 requests of
-50,000. The probe asks as often as before, so the share of its reads with an answer is the share of the time in which
-there was one.
+The first two take as much of a small machine as the shape that answers them, most of it for system calls: what they
+find says as much about the client. With 16 requests in one piece, and their answers in one piece as well, these costs
+are shared by 16, and what is left is what a shape does for an answer.
+
+All three ask less when they are answered late: a server that is away for a second costs k6 200 requests of 50,000.
+The probe asks as often as before, so the share of its reads with an answer is the share of the time in which there was
+one.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from tools.connection import Connection, get
 
 VIRTUAL_USERS = 200  # of the original experiment
 CONNECTIONS = 64
+PIPELINE_DEPTH = 16  # as `python -m tools bench`; a shape takes them with one read of its socket
 PATIENCE_S = 1.0  # how long k6 and the probe wait for an answer
 PROBE_INTERVAL_S = 0.02
 EXTRA_TIME_S = 60.0  # a client that needs so much longer than its load is stuck
@@ -55,7 +61,6 @@ class Wrk(NamedTuple):
 
     rate: float  # of answers with 200
     requests: int
-    p99_ms: float
 
 
 class ProbePoint(NamedTuple):
@@ -81,19 +86,23 @@ def run_k6(url: str, users: int, seconds: int, directory: Path) -> K6:
     return K6(requests["count"], passes, passes / elapsed_s, duration["p(95)"], duration["max"])
 
 
-def run_wrk(url: str, users: int, seconds: int, directory: Path) -> Wrk:
-    """Run tools/wrk/reads.lua and return its figures; late and wrong answers do not count."""
+def run_wrk(url: str, users: int, seconds: int, directory: Path, depth: int = 1) -> Wrk:
+    """Run a script of tools/wrk with `depth` requests in flight on each connection, and return its figures.
+
+    Late and wrong answers do not count. wrk notes as late, once, the requests that went out together.
+    """
+    script, arguments = ("reads.lua", [1, users]) if depth == 1 else ("pipeline.lua", [1, users, depth])
     command = [
         find_program("wrk") or "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency",
-        "-s", str(ROOT / "tools" / "wrk" / "reads.lua"), url, "--", "1", str(users),
+        "-s", str(ROOT / "tools" / "wrk" / script), url, "--", *map(str, arguments),
     ]  # fmt: skip
     output = run_client(command, _all_cores(), directory / "wrk.log", seconds + EXTRA_TIME_S)
     match = _WRK_LINE.search(output)
     if match is None:
         raise MeasurementFailed(f"wrk printed no figures: {output[-300:]}")
     found = json.loads(match[1])
-    good = found["requests"] - found["status_errors"]
-    return Wrk(good / found["seconds"], found["requests"], found["p99_ms"])
+    good = max(0, found["requests"] - found["status_errors"] - depth * found["timeouts"])
+    return Wrk(good / found["seconds"], found["requests"])
 
 
 def settle(url: str) -> float:

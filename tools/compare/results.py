@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tools.bench.findings import Spread, spread_of
 from tools.compare.experiment import Figures, Plan
-from tools.compare.readers import ProbePoint
+from tools.compare.readers import PIPELINE_DEPTH, ProbePoint
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ COLUMNS = (
     Column("post_ratio", "vs bare", "the same, in times of a server that does nothing", "{:.2f}x", -1),
     Column("k6_rate", "k6 GET/s", "reads per second that k6 got a 200 for", "{:,.0f}", 1, "k6"),
     Column("wrk_rate", "wrk GET/s", "the same for wrk, when nothing of the POSTs is left", "{:,.0f}", 1, "wrk"),
+    Column("pipelined_rate", f"wrk x{PIPELINE_DEPTH} GET/s",
+           f"the same with {PIPELINE_DEPTH} requests in flight on each connection", "{:,.0f}", 1, "wrk"),
     Column("ok_share", "200s", "share of the reads of k6 with a 200 within a second", "{:.1f}%", 1, "k6", 100),
     Column("served", "time served", "share of the time in which a read got its answer within a second", "{:.0f}%", 1,
            "", 100),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tools.compare.readers import PIPELINE_DEPTH
 from tools.compare.results import Column, Results
 from tools.compare.subjects import SERVERS, SUBJECTS
 
@@ -77,11 +78,18 @@ def _posts(results: Results, subject: str, before: str | None) -> str:
 
 
 def _reads(results: Results, subject: str, before: str | None) -> str:
-    name, tool = ("wrk_rate", "wrk") if "wrk" not in results.missing else ("k6_rate", "k6")
+    if "wrk" in results.missing:
+        return _rate(results, subject, before, "k6_rate", "reads/s with k6")
+    single = _rate(results, subject, before, "wrk_rate", "reads/s with wrk")
+    deep = _rate(results, subject, before, "pipelined_rate", f"when {PIPELINE_DEPTH} are in flight per connection")
+    return ", ".join(part for part in (single, deep) if part)
+
+
+def _rate(results: Results, subject: str, before: str | None, name: str, what: str) -> str:
     rate, other = results.median(subject, name), results.median(before, name) if before else None
     if rate is None:
         return ""
-    text = f"{rate:,.0f} reads/s with {tool}"
+    text = f"{rate:,.0f} {what}"
     return text + (f" ({_compared(rate / other, before, 'more', 'fewer')})" if other and before else "")
 
 
