@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tools.compare import experiment, readers
-from tools.compare.experiment import Figures, Plan
+from tools.compare.experiment import Figures, Floor, Plan
 from tools.compare.page import render_page
 from tools.compare.pictures import PICTURES, draw
-from tools.compare.readers import ProbePoint, Wrk, run_wrk
+from tools.compare.readers import K6, ProbePoint, Wrk, run_wrk
 from tools.compare.results import Results
 from tools.compare.sentences import sentence, verdicts
 from tools.compare.subjects import SERVERS, SUBJECTS
@@ -27,9 +27,9 @@ from tools.lineage.main import SHAPES
 from tools.load import Expectation, make_work
 
 FIGURES = Figures(
-    processes=4, post_s=2.0, post_ratio=2.0, k6_rate=5000.0, ok_share=1.0, p95_ms=20.0, max_ms=50.0, served=1.0,
-    wrk_rate=50_000.0, pipelined_rate=200_000.0, read_cpu_us=6.0, settle_s=0.5, cpu_s=10.0, memory_mib=60.0,
-    acknowledged=8000, lost=0, restart_s=1.0,
+    processes=4, post_s=2.0, post_ratio=2.0, k6_rate=5000.0, k6_ratio=0.5, ok_share=1.0, p95_ms=20.0, max_ms=50.0,
+    served=1.0, wrk_rate=50_000.0, pipelined_rate=200_000.0, read_cpu_us=6.0, settle_s=0.5, cpu_s=10.0,
+    memory_mib=60.0, acknowledged=8000, lost=0, restart_s=1.0,
 )  # fmt: skip
 MACHINE = {"cpu": "a <machine>", "kernel": "a kernel"}
 RUN = {"started": "today", "command": "python -m tools compare"}
@@ -38,7 +38,7 @@ RUN = {"started": "today", "command": "python -m tools compare"}
 def results_of(missing: dict[str, str] | None = None, **subjects: Any) -> Results:
     """Return the results of one round: per subject what differs from FIGURES."""
     results = Results(Plan(), missing or {})
-    results.bare_s.append(1.0)
+    results.floors.append(Floor(1.0, 10_000.0))
     for name, changes in subjects.items():
         results.rounds[name.replace("_", "-")] = [replace(FIGURES, **changes)]
     return results
@@ -110,13 +110,28 @@ def test_medians_are_taken_over_the_rounds() -> None:
 
 
 def test_columns_of_a_missing_tool_are_left_out_visibly() -> None:
-    without_k6 = {"k6_rate": None, "ok_share": None, "p95_ms": None, "max_ms": None}
+    without_k6 = {"k6_rate": None, "k6_ratio": None, "ok_share": None, "p95_ms": None, "max_ms": None}
     results = results_of({"k6": "pip install k6"}, v3=without_k6, millrace=without_k6)
-    assert "k6_rate" not in {column.name for column in results.columns}
+    assert not {"k6_rate", "k6_ratio"} & {column.name for column in results.columns}
     page = render_page(results, MACHINE, RUN)
     assert "k6 is missing, its columns are left out: pip install k6" in page
     assert "k6 GET/s" not in page
+    assert "k6 vs bare" not in page
     assert sentence(results, "v3")
+
+
+def test_headings_tell_the_columns_apart() -> None:
+    headings = [column.heading for column in results_of().columns]
+    assert len(set(headings)) == len(headings)
+    assert {"POSTs vs bare", "k6 vs bare"} <= set(headings)
+
+
+def test_page_says_what_bare_showed_in_each_round() -> None:
+    results = results_of(v3={}, millrace={})
+    results.floors.append(Floor(1.25, 12_345.0))
+    assert "POSTs in 1.00, 1.25 s; k6 10,000; 12,345 reads/s" in render_page(results, MACHINE, RUN)
+    results.floors = [Floor(1.25)]
+    assert "<code>POSTs in 1.25 s</code>" in render_page(results, MACHINE, RUN)
 
 
 def test_page_has_the_bars_of_the_pipelined_reads() -> None:
@@ -199,7 +214,8 @@ def test_wrong_and_late_answers_do_not_count(monkeypatch: pytest.MonkeyPatch, tm
 
 # ---- the experiment ---------------------------------------------------------------------------------------------
 
-PLAN = Plan(users=3, products=1, orders=2, k6_s=0, wrk_s=7, burst_s=0.0)
+PLAN = Plan(users=3, products=1, orders=2, k6_s=5, wrk_s=7, burst_s=0.0)
+FLOOR = Floor(1.0, 10_000.0)
 
 
 class Laboratory:
@@ -209,24 +225,30 @@ class Laboratory:
         self.events: list[str] = []
         self.wrk_rates = {1: 50_000.0, 16: 200_000.0}
         for name, fake in {
-            "Subject": self.subject, "Trickle": self.trickle, "Probe": self.probe, "Burst": self.burst,
-            "send_work": self.send_work, "settle": self.settle, "run_wrk": self.run_wrk,
-            "count_lost": lambda *_: (0, ""),
+            "Subject": self.subject, "Bare": self.bare, "Trickle": self.trickle, "Probe": self.probe,
+            "Burst": self.burst, "send_work": self.send_work, "settle": self.settle, "run_wrk": self.run_wrk,
+            "run_k6": self.run_k6, "count_lost": lambda *_: (0, ""),
         }.items():  # fmt: skip
             monkeypatch.setattr(experiment, name, fake)
 
-    def measure(self, *missing: str) -> Figures:
+    def measure(self, *missing: str, floor: Floor = FLOOR) -> Figures:
         """Run the experiment on version 3."""
         absent = dict.fromkeys(missing, "install")
-        return experiment.measure("v3", PLAN, Path("nowhere"), 1.0, absent, lambda _: None)[0]
+        return experiment.measure("v3", PLAN, Path("nowhere"), floor, absent, lambda _: None)[0]
+
+    def measure_bare(self, *missing: str) -> Floor:
+        return experiment.measure_bare(PLAN, Path("nowhere"), [0], dict.fromkeys(missing, "install"))
+
+    def bare(self, *_: object) -> Any:
+        return nullcontext(SimpleNamespace(port=1))
 
     def subject(self, *_: object) -> Any:
         fixed = {"process_count": 4, "cpu_s": 1.0, "memory_bytes": 1 << 20, "kill": None}
         calls = {name: (lambda value=value: value) for name, value in fixed.items()}
         return nullcontext(SimpleNamespace(url="http://subject", start_s=0.1, **calls))
 
-    def send_work(self, *_: object) -> Any:
-        self.events.append("posts")
+    def send_work(self, url: str, _: object) -> Any:
+        self.events.append(f"posts to {url}")
         return 2.0, [SimpleNamespace(answers=[])] * 3
 
     @contextmanager
@@ -235,12 +257,19 @@ class Laboratory:
         yield
         self.events.append("trickle ends")
 
-    def probe(self, *_: object) -> Any:
-        return nullcontext(SimpleNamespace(served=1.0, points=[]))
+    @contextmanager
+    def probe(self, *_: object) -> Iterator[Any]:
+        self.events.append("probe begins")
+        yield SimpleNamespace(served=1.0, points=[])
+        self.events.append("probe ends")
 
     def settle(self, _: str) -> float:
         self.events.append("settle")
         return 0.0
+
+    def run_k6(self, url: str, users: int, seconds: int, _: Path) -> K6:
+        self.events.append(f"k6 to {url} users={users} seconds={seconds}")
+        return K6(1000, 900, 9_000.0, 20.0, 50.0)
 
     def run_wrk(self, _url: str, users: int, seconds: int, _directory: Path, depth: int = 1) -> Wrk:
         self.events.append(f"wrk x{depth} users={users} seconds={seconds}")
@@ -253,7 +282,7 @@ class Laboratory:
 
 def test_pipelined_reads_follow_those_of_wrk_and_are_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     laboratory = Laboratory(monkeypatch)
-    figures = laboratory.measure("k6")
+    figures = laboratory.measure()
     assert (figures.wrk_rate, figures.pipelined_rate) == (50_000.0, 200_000.0)
     assert laboratory.events[laboratory.events.index("settle") :] == [
         "settle", "trickle begins", "wrk x1 users=3 seconds=7", "trickle ends",
@@ -261,8 +290,27 @@ def test_pipelined_reads_follow_those_of_wrk_and_are_as_long(monkeypatch: pytest
     ]  # fmt: skip
 
 
+def test_bare_has_the_posts_and_the_same_reads_of_k6(monkeypatch: pytest.MonkeyPatch) -> None:
+    laboratory = Laboratory(monkeypatch)
+    assert laboratory.measure_bare() == Floor(2.0, 9_000.0)
+    bare, laboratory.events = laboratory.events, []
+    laboratory.measure()
+    subject = laboratory.events[: laboratory.events.index("settle")]
+    assert bare == [event.replace("http://subject", "http://127.0.0.1:1") for event in subject]
+    assert "k6 to http://subject users=3 seconds=5" in subject
+
+
+def test_figures_are_put_in_relation_to_bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = Laboratory(monkeypatch).measure(floor=Floor(1.6, 12_000.0))
+    assert (figures.post_ratio, figures.k6_ratio) == (2.0 / 1.6, 0.75)
+
+
+def test_without_k6_bare_has_only_the_posts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Laboratory(monkeypatch).measure_bare("k6") == Floor(2.0, None)
+
+
 def test_without_wrk_neither_of_its_rates_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = Laboratory(monkeypatch).measure("k6", "wrk")
+    figures = Laboratory(monkeypatch).measure("wrk")
     assert (figures.wrk_rate, figures.pipelined_rate, figures.read_cpu_us) == (None, None, None)
 
 

@@ -8,6 +8,9 @@
 The period is longer than the POSTs take with a cache, as in the original experiment: what was posted is flushed while
 the reads go on, and that is where a shape shows what it does meanwhile. Before wrk it is awaited that reads are
 answered promptly again, so that wrk shows how fast a shape is and not how long its flush of the POSTs takes.
+
+The POSTs and the reads of k6, with what goes on beside them, are also sent to `bare`, once per round: what a subject
+shows in both is put in relation to a server that does nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tools.bench.processes import MeasurementFailed
-from tools.bench.servers import Bare
+from tools.bench.servers import HOST, Bare
 from tools.compare.readers import K6, PIPELINE_DEPTH, Probe, ProbePoint, Wrk, run_k6, run_wrk, settle
 from tools.compare.subjects import Subject
 from tools.compare.writes import Acknowledged, Burst, Trickle, count_lost, send_work
@@ -53,6 +56,13 @@ class Plan:
 QUICK = Plan(users=100, products=100, orders=550, k6_s=3, wrk_s=2, burst_s=0.5, period_ms=1000)
 
 
+class Floor(NamedTuple):
+    """What `bare` showed in a round: what the clients need when nothing is done for them."""
+
+    post_s: float
+    k6_rate: float | None = None
+
+
 @dataclass
 class Figures:
     """What one subject showed in one round. None: the tool is not installed."""
@@ -61,6 +71,7 @@ class Figures:
     post_s: float
     post_ratio: float  # to `bare` in the same round
     k6_rate: float | None = None
+    k6_ratio: float | None = None  # to `bare`, too
     ok_share: float | None = None
     p95_ms: float | None = None
     max_ms: float | None = None
@@ -81,15 +92,20 @@ class Figures:
         return value
 
 
-def measure_bare(plan: Plan, directory: Path, cores: list[int]) -> float:
-    """Return the seconds that the POSTs take when nothing is done for them."""
+def measure_bare(plan: Plan, directory: Path, cores: list[int], missing: dict[str, str]) -> Floor:
+    """Send the POSTs and the reads of k6 to a server that does nothing for them."""
+    acknowledged = Acknowledged(plan.work())
     with Bare(directory, cores, BARE_RESPONSE) as bare:
-        seconds, _ = send_work(f"http://127.0.0.1:{bare.port}", plan.work())
-    return seconds
+        url = f"http://{HOST}:{bare.port}"
+        post_s, _ = send_work(url, acknowledged.work)
+        if "k6" in missing:
+            return Floor(post_s)
+        found, _, _ = _read_with_k6(url, plan, acknowledged, directory, has_k6=True)
+    return Floor(post_s, found.rate if found else None)
 
 
 def measure(
-    name: str, plan: Plan, directory: Path, bare_s: float, missing: dict[str, str], say: Callable[[str], None]
+    name: str, plan: Plan, directory: Path, floor: Floor, missing: dict[str, str], say: Callable[[str], None]
 ) -> tuple[Figures, list[ProbePoint]]:
     """Run the experiment on one subject; return its figures and what the probe saw."""
     data_dir = directory / name
@@ -97,21 +113,23 @@ def measure(
     with Subject(name, data_dir, plan.period_ms) as subject:
         post_s, phases = send_work(subject.url, acknowledged.work)
         acknowledged.user_answers, acknowledged.order_answers = phases[0].answers, phases[2].answers
-        figures = Figures(subject.process_count(), post_s, post_s / bare_s)
+        figures = Figures(subject.process_count(), post_s, post_s / floor.post_s)
         say(f"{name:<10} {plan.posts:,} POSTs in {post_s:.2f} s")
-        probe, ended = _read_with_k6(subject, plan, acknowledged, figures, directory, "k6" not in missing)
+        found, probe, ended = _read_with_k6(subject.url, plan, acknowledged, directory, "k6" not in missing)
+        _note_k6(figures, found, floor)
+        figures.served = probe.served
         shown = "" if figures.k6_rate is None else f"{figures.k6_rate:,.0f} reads/s, {figures.ok_share:.1%} of 200s, "
         say(f"{name:<10} k6: {shown}answers during {probe.served:.0%} of the time")
         settle(subject.url)
         figures.settle_s = time.monotonic() - ended
         if "wrk" not in missing:
-            found, cpu_s = _read_with_wrk(subject, plan, acknowledged, directory)
-            figures.wrk_rate = found.rate
-            figures.read_cpu_us = cpu_s / found.requests * 1e6 if found.requests else None
+            single, cpu_s = _read_with_wrk(subject, plan, acknowledged, directory)
+            figures.wrk_rate = single.rate
+            figures.read_cpu_us = cpu_s / single.requests * 1e6 if single.requests else None
             settle(subject.url)
-            found, _ = _read_with_wrk(subject, plan, acknowledged, directory, PIPELINE_DEPTH)
-            figures.pipelined_rate = found.rate
-            say(f"{name:<10} wrk: {figures.wrk_rate:,.0f} reads/s, x{PIPELINE_DEPTH} {found.rate:,.0f}")
+            deep, _ = _read_with_wrk(subject, plan, acknowledged, directory, PIPELINE_DEPTH)
+            figures.pipelined_rate = deep.rate
+            say(f"{name:<10} wrk: {single.rate:,.0f} reads/s, x{PIPELINE_DEPTH} {deep.rate:,.0f}")
             settle(subject.url)
         figures.cpu_s, figures.memory_mib = subject.cpu_s(), subject.memory_bytes() / (1 << 20)
         _crash(subject, plan, acknowledged)
@@ -124,18 +142,25 @@ def measure(
 
 
 def _read_with_k6(
-    subject: Subject, plan: Plan, acknowledged: Acknowledged, figures: Figures, directory: Path, has_k6: bool
-) -> tuple[Probe, float]:
-    with Trickle(subject.url, acknowledged, plan.trickle_rate), Probe(subject.url, plan.users) as probe:
+    url: str, plan: Plan, acknowledged: Acknowledged, directory: Path, has_k6: bool
+) -> tuple[K6 | None, Probe, float]:
+    """Return what k6 found, what the probe saw beside it (for as long without k6), and when that ended."""
+    found = None
+    with Trickle(url, acknowledged, plan.trickle_rate), Probe(url, plan.users) as probe:
         if has_k6:
-            found: K6 = run_k6(subject.url, plan.users, plan.k6_s, directory)
-            figures.k6_rate, figures.p95_ms, figures.max_ms = found.rate, found.p95_ms, found.max_ms
-            figures.ok_share = found.answered_200 / found.requests
+            found = run_k6(url, plan.users, plan.k6_s, directory)
         else:
             time.sleep(plan.k6_s)
         ended = time.monotonic()
-    figures.served = probe.served
-    return probe, ended
+    return found, probe, ended
+
+
+def _note_k6(figures: Figures, found: K6 | None, floor: Floor) -> None:
+    if found is None:
+        return
+    figures.k6_rate, figures.p95_ms, figures.max_ms = found.rate, found.p95_ms, found.max_ms
+    figures.k6_ratio = found.rate / floor.k6_rate if floor.k6_rate else None
+    figures.ok_share = found.answered_200 / found.requests
 
 
 def _read_with_wrk(

@@ -68,14 +68,15 @@ def _run_round(results: Results, only: list[str], directory: Path, number: int, 
     """Measure the floor and every subject once."""
     place = directory / str(number)
     place.mkdir()
-    bare_s = experiment.measure_bare(results.plan, place, sorted(os.sched_getaffinity(0)))
-    results.bare_s.append(bare_s)
-    say(f"round {number}: bare {results.plan.posts:,} POSTs in {bare_s:.2f} s")
+    floor = experiment.measure_bare(results.plan, place, sorted(os.sched_getaffinity(0)), results.missing)
+    results.floors.append(floor)
+    reads = "" if floor.k6_rate is None else f", {floor.k6_rate:,.0f} reads/s with k6"
+    say(f"round {number}: bare {results.plan.posts:,} POSTs in {floor.post_s:.2f} s{reads}")
     for name in only:
         if name in results.failures:
             continue
         try:
-            figures, points = experiment.measure(name, results.plan, place, bare_s, results.missing, say)
+            figures, points = experiment.measure(name, results.plan, place, floor, results.missing, say)
         except (MeasurementFailed, OSError) as error:
             results.failures[name] = str(error)
             say(f"{name} FAILED: {error}")
@@ -110,7 +111,7 @@ def _as_json(results: Results, machine: dict[str, str], run: dict[str, str]) -> 
         "columns": {column.name: column.what for column in results.columns},
         "missing": results.missing,
         "failures": results.failures,
-        "bare_s": results.bare_s,
+        "bare": [floor._asdict() for floor in results.floors],
         "rounds": {name: [experiment.as_json(one) for one in rounds] for name, rounds in results.rounds.items()},
         "medians": {
             name: {column.name: results.median(name, column.name) for column in results.columns}

@@ -12,8 +12,8 @@ from tools.compare.results import Column, Results
 from tools.compare.sentences import TITLES, sentence, verdicts
 from tools.compare.subjects import SUBJECTS
 
-PLOTTED = ("post_s", "post_ratio", "k6_rate", "wrk_rate", "pipelined_rate", "ok_share", "served", "p95_ms",
-           "read_cpu_us", "cpu_s", "memory_mib", "lost")  # fmt: skip
+PLOTTED = ("post_s", "post_ratio", "k6_rate", "k6_ratio", "wrk_rate", "pipelined_rate", "ok_share", "served",
+           "p95_ms", "read_cpu_us", "cpu_s", "memory_mib", "lost")  # fmt: skip
 STEPS = {
     "original": "Every request goes through SQLite",
     "v1": "A cache in front",
@@ -161,8 +161,15 @@ def _conditions(results: Results) -> dict[str, str]:
         "cores": "clients and servers share all cores, nothing is pinned",
         "durability": "millrace acknowledges when its journal is synced (its default), millrace-memory when it is"
         " written; the caches of v1 to v3 write nothing before they acknowledge; SQLite with its defaults",
-        "bare": "POSTs in " + ", ".join(f"{seconds:.2f}" for seconds in results.bare_s) + " s",
+        "bare": _floors(results),
     }
+
+
+def _floors(results: Results) -> str:
+    """Return what the server that does nothing showed, round by round."""
+    seconds = ", ".join(f"{floor.post_s:.2f}" for floor in results.floors)
+    rates = "; ".join(f"{floor.k6_rate:,.0f}" for floor in results.floors if floor.k6_rate is not None)
+    return f"POSTs in {seconds} s" + (f"; k6 {rates} reads/s" if rates else "")
 
 
 def _definitions(pairs: Mapping[str, str]) -> str:

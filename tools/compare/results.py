@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tools.bench.findings import Spread, spread_of
-from tools.compare.experiment import Figures, Plan
+from tools.compare.experiment import Figures, Floor, Plan
 from tools.compare.readers import PIPELINE_DEPTH, ProbePoint
 
 
@@ -25,9 +25,10 @@ class Column:
 # in the order of the table; the sentences compare those that have a direction
 COLUMNS = (
     Column("post_s", "POSTs s", "seconds for the POSTs of ten threads", "{:.2f}", -1),
-    Column("post_ratio", "vs bare", "the same, in times of a server that does nothing", "{:.2f}x", -1),
+    Column("post_ratio", "POSTs vs bare", "the same, in times of a server that does nothing", "{:.2f}x", -1),
     Column("k6_rate", "k6 GET/s", "reads per second that k6 got a 200 for", "{:,.0f}", 1, "k6"),
-    Column("wrk_rate", "wrk GET/s", "the same for wrk, when nothing of the POSTs is left", "{:,.0f}", 1, "wrk"),
+    Column("k6_ratio", "k6 vs bare", "the same, in times of a server that does nothing", "{:.2f}x", 1, "k6"),
+    Column("wrk_rate", "wrk GET/s", "reads per second of wrk, when nothing of the POSTs is left", "{:,.0f}", 1, "wrk"),
     Column("pipelined_rate", f"wrk x{PIPELINE_DEPTH} GET/s",
            f"the same with {PIPELINE_DEPTH} requests in flight on each connection", "{:,.0f}", 1, "wrk"),
     Column("ok_share", "200s", "share of the reads of k6 with a 200 within a second", "{:.1f}%", 1, "k6", 100),
@@ -51,7 +52,7 @@ class Results:
     missing: dict[str, str]  # tool: the command that installs it
     rounds: dict[str, list[Figures]] = field(default_factory=dict)
     probes: dict[str, list[ProbePoint]] = field(default_factory=dict)  # of the last round
-    bare_s: list[float] = field(default_factory=list)
+    floors: list[Floor] = field(default_factory=list)  # of each round
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
