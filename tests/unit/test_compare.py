@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from tools.bench.processes import MeasurementFailed
 from tools.compare import experiment, readers
+from tools.compare import main as command
 from tools.compare.experiment import Figures, Floor, Plan
 from tools.compare.page import render_page
 from tools.compare.pictures import PICTURES, draw
@@ -312,6 +314,59 @@ def test_without_k6_bare_has_only_the_posts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_wrk_neither_of_its_rates_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = Laboratory(monkeypatch).measure("wrk")
     assert (figures.wrk_rate, figures.pipelined_rate, figures.read_cpu_us) == (None, None, None)
+
+
+# ---- the rounds -------------------------------------------------------------------------------------------------
+
+
+class Rounds:
+    """Stands in for the experiment; `order` is what was measured in which order, `failing` what can not be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failing: str) -> None:
+        self.results = Results(PLAN, {})
+        self.order: list[str] = []
+        self._failing = failing
+        monkeypatch.setattr(experiment, "measure_bare", lambda *_: self._measured("bare", FLOOR))
+        monkeypatch.setattr(experiment, "measure", lambda name, *_: self._measured(name, (FIGURES, [])))
+
+    def _measured(self, name: str, result: Any) -> Any:
+        self.order.append(name)
+        if name in self._failing:
+            raise MeasurementFailed("it does not answer")
+        return result
+
+    def run(self, names: str, count: int, directory: Path) -> str:
+        """Run some rounds; return the order of each."""
+        for number in range(1, count + 1):
+            command.run_round(self.results, names.split(), directory, number, lambda _: None)
+        return " ".join(self.order).replace("bare", "| bare").removeprefix("| ")
+
+
+def test_each_round_begins_with_another_subject(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    order = Rounds(monkeypatch).run("v1 v2 v3", 4, tmp_path)
+    assert order == "bare v1 v2 v3 | bare v2 v3 v1 | bare v3 v1 v2 | bare v1 v2 v3"
+
+
+def test_subject_that_failed_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rounds = Rounds(monkeypatch, "v2")
+    assert rounds.run("v1 v2 v3", 2, tmp_path) == "bare v1 v2 v3 | bare v3 v1"
+    assert rounds.results.failures == {"v2": "it does not answer"}
+    assert [len(rounds.results.rounds[name]) for name in ("v1", "v3")] == [2, 2]
+
+
+def test_without_a_floor_there_is_no_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rounds = Rounds(monkeypatch, "bare")
+    assert rounds.run("v1 v2", 2, tmp_path) == "bare"
+    assert "bare failed: it does not answer" in render_page(rounds.results, MACHINE, RUN)
+
+
+@pytest.mark.parametrize(("arguments", "rounds"), [("", 5), ("--quick", 1), ("--quick --rounds 2", 2)])
+def test_rounds_of_a_run(arguments: str, rounds: int, tmp_path: Path) -> None:
+    assert command._parse(["--out", str(tmp_path), *arguments.split()]).rounds == rounds
+
+
+def test_subject_that_is_named_twice_is_measured_once(tmp_path: Path) -> None:
+    assert command._parse(["--out", str(tmp_path), "--only", "v3", "v1", "v3"]).only == ["v3", "v1"]
 
 
 # ---- what was acknowledged ---------------------------------------------------------------------------------------

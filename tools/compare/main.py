@@ -1,11 +1,12 @@
 """`python -m tools compare`: the original experiment on the four earlier shapes and on the server, in turn.
 
     python -m tools compare --quick              a tenth of the work, one round: about two minutes
-    python -m tools compare --out comparison     some minutes per round
+    python -m tools compare --out comparison     five rounds of three to four minutes
 
 Prints the table and what the figures show, and writes results.json and comparison.html. Every figure is measured
-in this run, on this machine, with server and clients on the same cores; nothing is pinned. tools/compare/experiment.py
-says what is done in which order.
+in this run, on this machine, with server and clients on the same cores; nothing is pinned. Each round begins with
+another subject, so that a machine that becomes slower or faster over a round favours none. tools/compare/experiment.py
+says what is done with each in which order.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from tools.compare.sentences import sentence, verdicts
 from tools.compare.subjects import SUBJECTS
 
 TOOLS = ("k6", "wrk")
+ROUNDS, ROUNDS_QUICK = 5, 1
+BARE = "bare"  # in the failures: without this floor a round has no ratios
 Say = Callable[[str], None]
 
 
@@ -54,7 +57,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="compare-", dir=options.work_dir) as directory:
         machine = describe_machine(Path(directory))
         for number in range(1, options.rounds + 1):
-            _run_round(results, options.only, Path(directory), number, say)
+            run_round(results, options.only, Path(directory), number, say)
     command = shlex.join(["python", "-m", "tools", "compare", *arguments])
     run = {"started": started, "command": command, "rounds": str(options.rounds)}
     print(_as_text(results, machine))
@@ -64,15 +67,22 @@ def main(arguments: list[str]) -> int:
     return 1 if results.failures else 0
 
 
-def _run_round(results: Results, only: list[str], directory: Path, number: int, say: Say) -> None:
-    """Measure the floor and every subject once."""
+def run_round(results: Results, only: list[str], directory: Path, number: int, say: Say) -> None:
+    """Measure the floor, then every subject once; what has failed is not measured again."""
+    if BARE in results.failures:
+        return
     place = directory / str(number)
     place.mkdir()
-    floor = experiment.measure_bare(results.plan, place, sorted(os.sched_getaffinity(0)), results.missing)
+    try:
+        floor = experiment.measure_bare(results.plan, place, sorted(os.sched_getaffinity(0)), results.missing)
+    except (MeasurementFailed, OSError) as error:
+        results.failures[BARE] = str(error)
+        say(f"{BARE} FAILED: {error}")
+        return
     results.floors.append(floor)
     reads = "" if floor.k6_rate is None else f", {floor.k6_rate:,.0f} reads/s with k6"
     say(f"round {number}: bare {results.plan.posts:,} POSTs in {floor.post_s:.2f} s{reads}")
-    for name in only:
+    for name in rotated(only, number):
         if name in results.failures:
             continue
         try:
@@ -83,6 +93,12 @@ def _run_round(results: Results, only: list[str], directory: Path, number: int, 
             continue
         results.rounds.setdefault(name, []).append(figures)
         results.probes[name] = points
+
+
+def rotated(names: list[str], number: int) -> list[str]:
+    """Return the order of a round: the first begins with the first name, each other one with the next."""
+    start = (number - 1) % len(names)
+    return names[start:] + names[:start]
 
 
 def _as_text(results: Results, machine: dict[str, str]) -> str:
@@ -126,7 +142,8 @@ def _as_json(results: Results, machine: dict[str, str], run: dict[str, str]) -> 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools compare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the work and short reads, one round")
-    parser.add_argument("--rounds", type=int, help="how often everything is measured (default: 3, quick: 1)")
+    default = f"default: {ROUNDS}, quick: {ROUNDS_QUICK}"
+    parser.add_argument("--rounds", type=int, help=f"how often everything is measured ({default})")
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=list(SUBJECTS), help="leave out the others")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="directory (default: %(default)s)")
     parser.add_argument(
@@ -134,9 +151,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.rounds is None:
-        options.rounds = 1 if options.quick else 3
+        options.rounds = ROUNDS_QUICK if options.quick else ROUNDS
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    options.only = list(dict.fromkeys(options.only))  # a name that is given twice is one subject
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -161,6 +161,7 @@ def _conditions(results: Results) -> dict[str, str]:
         "cores": "clients and servers share all cores, nothing is pinned",
         "durability": "millrace acknowledges when its journal is synced (its default), millrace-memory when it is"
         " written; the caches of v1 to v3 write nothing before they acknowledge; SQLite with its defaults",
+        "order": "each round begins with bare, then with another subject than the one before",
         "bare": _floors(results),
     }
 
