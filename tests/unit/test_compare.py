@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tools.bench import main as bench
 from tools.bench.processes import MeasurementFailed
 from tools.compare import experiment, readers
 from tools.compare import main as command
@@ -367,6 +368,25 @@ def test_rounds_of_a_run(arguments: str, rounds: int, tmp_path: Path) -> None:
 
 def test_subject_that_is_named_twice_is_measured_once(tmp_path: Path) -> None:
     assert command._parse(["--out", str(tmp_path), "--only", "v3", "v1", "v3"]).only == ["v3", "v1"]
+
+
+@pytest.mark.parametrize("tool", [command, bench], ids=["compare", "bench"])
+@pytest.mark.parametrize("place", ["missing", "file", "/proc"])
+def test_work_dir_in_which_nothing_can_be_created_is_a_usage_error(
+    tool: Any, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        tool._parse(["--out", str(tmp_path / "out"), "--work-dir", str(tmp_path / place)])
+    assert f"error: --work-dir {tmp_path / place}: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("tool", [command, bench], ids=["compare", "bench"])
+def test_work_dir_is_left_as_it_was_found(tool: Any, tmp_path: Path) -> None:
+    work_dir = tmp_path / "work"
+    work_dir.mkdir()
+    assert tool._parse(["--out", str(tmp_path / "out"), "--work-dir", str(work_dir)]).work_dir == work_dir
+    assert not list(work_dir.iterdir())
 
 
 # ---- what was acknowledged ---------------------------------------------------------------------------------------

@@ -134,6 +134,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         options.selected = select(options.only)
     except KeyError as error:
         parser.error(f"no row and no experiment: {error.args[0]}")
+    try:
+        tempfile.TemporaryDirectory(dir=options.work_dir).cleanup()
+    except OSError as error:
+        parser.error(f"--work-dir {options.work_dir or _temporary()}: {error.strerror}")
     return options
 
 

@@ -159,4 +159,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out {options.out}: {error.strerror}")
+    try:
+        tempfile.TemporaryDirectory(dir=options.work_dir).cleanup()
+    except OSError as error:
+        parser.error(f"--work-dir {options.work_dir or tempfile.gettempdir()}: {error.strerror}")
     return options
