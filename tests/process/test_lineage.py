@@ -274,6 +274,33 @@ def test_cache_of_version_1_answers_nobody_while_it_flushes(new_data_dir: Path) 
         assert process.request("GET", "/user/5").status == 200
 
 
+@pytest.mark.parametrize("shape", ["v1", "v2"])
+def test_stop_says_how_many_commands_it_waits_for(shape: str, new_data_dir: Path) -> None:
+    """The users database is locked from outside, so the flush of the stop has not ended when this is said."""
+    with ShapeProcess(new_data_dir, shape) as process:
+        lock = sqlite3.connect(new_data_dir / "users.db", isolation_level=None)
+        with process.client() as client:
+            for id in (1, 2, 3):
+                body = USER.replace("ID", str(id))[:-1] + ',"password":"x"}'
+                assert client.post("/user", body).status == 200
+        assert "the stop waits" not in process.log()
+        lock.execute("BEGIN EXCLUSIVE")
+        process.signal(signal.SIGTERM)
+        said = "the stop waits for the order service: commands=3\n"
+        process.wait_until(lambda: said in process.log(), 10.0, said)
+        assert process.log().count("the stop waits") == 1
+        lock.execute("COMMIT")
+        lock.close()
+        assert process.wait() == 0
+    assert len(rows_of(new_data_dir)["users"]) == 3
+
+
+def test_stop_with_nothing_to_wait_for_says_nothing(new_data_dir: Path) -> None:
+    with ShapeProcess(new_data_dir, "v2") as process:
+        assert process.stop() == 0
+        assert "the stop waits" not in process.log()
+
+
 # ---- life ------------------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ class Launcher:
                 if name := self._ended():
                     print(f"{self._shape}: the process '{name}' ended by itself", file=sys.stderr)
                     return EXIT_CRASH
-            print(f"{self._shape}: stopping on {signal.Signals(number).name}", file=sys.stderr)
+            print(f"{self._shape}: stopping on {signal.Signals(number).name}, after a flush", file=sys.stderr)
             return self._stop()
         finally:
             self._kill()

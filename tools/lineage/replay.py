@@ -34,6 +34,11 @@ class Waiting(deque[Command]):
     def is_full(self) -> bool:
         return len(self) >= WAITING_MAX
 
+    def say_stop_waits(self) -> None:
+        """Say why a stop takes its time: 7,500 commands are some twenty seconds of commits."""
+        if self:
+            log.warning("the stop waits for the order service: commands=%d", len(self))
+
     def note(self, kind: Kind, checked: Checked) -> None:
         self.append(Command(PATHS[kind], checked.fields))
 

@@ -57,6 +57,10 @@ class WaitingCache(Cache):
             check_replayed(command, answer)
             self._waiting.popleft()
 
+    async def stop(self) -> bool:
+        self._waiting.say_stop_waits()
+        return await super().stop()
+
     @property
     def is_flushed(self) -> bool:
         return not self._waiting

@@ -57,6 +57,7 @@ class TransferService(Service):
         self._replay = self._loop.create_task(self._run())
 
     async def stop(self) -> bool:
+        self._waiting.say_stop_waits()
         self._is_stopping = True
         self._has_work.set()
         if self._replay is not None:
