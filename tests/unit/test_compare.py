@@ -137,11 +137,15 @@ def test_page_says_what_bare_showed_in_each_round() -> None:
     assert "<code>POSTs in 1.25 s</code>" in render_page(results, MACHINE, RUN)
 
 
-def test_page_has_the_bars_of_the_pipelined_reads() -> None:
-    page = render_page(results_of(v3={}, millrace={"pipelined_rate": 345_678.0}), MACHINE, RUN)
-    figure = page.partition("<figure><figcaption><b>wrk x16 GET/s</b>")[2].partition("</figure>")[0]
+@pytest.mark.parametrize(
+    ("name", "heading", "value", "text"),
+    [("pipelined_rate", "wrk x16 GET/s", 345_678.0, "345,678"), ("k6_ratio", "k6 vs bare", 0.87, "0.87x")],
+)
+def test_page_has_the_bars_of_a_figure(name: str, heading: str, value: float, text: str) -> None:
+    page = render_page(results_of(v3={}, millrace={name: value}), MACHINE, RUN)
+    figure = page.partition(f"<figure><figcaption><b>{heading}</b>")[2].partition("</figure>")[0]
     assert figure.count("<rect") == 2
-    assert "345,678" in figure
+    assert f">{text}</text>" in figure
 
 
 def test_page_is_whole_and_has_no_foreign_parts() -> None:
