@@ -9,12 +9,18 @@ Every successful command takes one seq; a record carries the seq of the last com
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from server import rules
 from server.commands import (
+    DONE,
+    KEY,
+    ORDER,
+    PRODUCT,
+    USER,
     ClassicUser,
     Command,
     CreateProduct,
@@ -50,7 +56,7 @@ decode_entry = msgspec.msgpack.Decoder(KeyEntry).decode
 _decode_product = msgspec.json.Decoder(Product).decode
 
 
-class Result(NamedTuple):
+class Result(Struct, frozen=True, gc=False):
     """What a command came to; `seq` is 0 unless it is DONE."""
 
     outcome: Outcome
@@ -58,16 +64,12 @@ class Result(NamedTuple):
     body: bytes = b""
 
 
+_NOTHING = (0, 0)  # bought so far: units, seq
+
 KEY_REUSED = Result(Outcome.KEY_REUSED)
 
 
-class Bought(NamedTuple):
-    """Units that one user bought of one product in this batch."""
-
-    user_id: int
-    product_id: int
-    quantity: int
-    seq: int
+Bought = tuple[int, int, int, int]  # user id, product id, units that he bought in the batch, seq of the last order
 
 
 class _Stock:
@@ -108,17 +110,17 @@ class Batch:
             return _HANDLERS[type(command)](self, command)
         known = self._key(token.id)
         if known is not None and known.key == token.key and known.at_s + KEY_AGE_MAX_S > self._now_s:
-            return Result(Outcome.DONE, known.seq, known.body) if known.digest == token.digest else KEY_REUSED
+            return Result(DONE, known.seq, known.body) if known.digest == token.digest else KEY_REUSED
         result = _HANDLERS[type(command)](self, command)
-        if result.outcome == Outcome.DONE:
+        if result.outcome == DONE:
             entry = self.keys[token.id] = KeyEntry(token.key, token.digest, result.seq, result.body, self._now_s)
-            self._changes[Kind.KEY, token.id] = Change(Kind.KEY, token.id, result.seq, encode_entry(entry), b"")
+            self._changes[KEY, token.id] = Change(KEY, token.id, result.seq, encode_entry(entry), b"")
         return result
 
     def forget_key(self, id: int) -> None:
         """Drop a key that is too old or one too many, together with what else is in the batch."""
-        if (Kind.KEY, id) not in self._changes:
-            self._changes[Kind.KEY, id] = Change(Kind.KEY, id, self.seq, None, b"")
+        if (KEY, id) not in self._changes:
+            self._changes[KEY, id] = Change(KEY, id, self.seq, None, b"")
 
     def _key(self, id: int) -> KeyEntry | None:
         if id not in self.keys:
@@ -132,18 +134,18 @@ class Batch:
         """Return the after-images of users, products and keys."""
         for id, stock in self._stocks.items():
             if stock.seq:
-                self._changes[Kind.PRODUCT, id] = Change(Kind.PRODUCT, id, stock.seq, stock.body(), b"")
+                self._changes[PRODUCT, id] = Change(PRODUCT, id, stock.seq, stock.body(), b"")
         return list(self._changes.values())
 
     def bought(self) -> list[Bought]:
         """Return what was bought, summed up per user and product."""
-        return [Bought(*of_whom, *units) for of_whom, units in self._bought.items()]
+        return [(*of_whom, *units) for of_whom, units in self._bought.items()]
 
     # ---- what the overlay shows ----------------------------------------------------------------
 
     def _user(self, id: int) -> StoredUser | None:
         if id not in self._users:
-            stored = self._table.get_private(Kind.USER, id)
+            stored = self._table.get_private(USER, id)
             self._users[id] = None if stored is None else self._stored_user(*stored)
         return self._users[id]
 
@@ -162,8 +164,7 @@ class Batch:
         return self._products[id]
 
     def _stock(self, id: int) -> _Stock | None:
-        if id in self._stocks:
-            return self._stocks[id]
+        """Return the stock of a product that was not ordered in this batch before."""
         if id in self._products:
             product = self._products[id]
             body = None if product is None else encode_json(product)
@@ -191,10 +192,10 @@ class Batch:
             return Result(ruled)
         self._users[id] = ruled
         if ruled is None:
-            return self._keep(Kind.USER, id, None)
+            return self._keep(USER, id, None)
         if self._is_classic:
-            return self._keep(Kind.USER, id, encode_json(ClassicUser(*_fields(ruled.user), ruled.secret or "")))
-        return self._keep(Kind.USER, id, encode_json(ruled.user), (ruled.secret or "").encode())
+            return self._keep(USER, id, encode_json(ClassicUser(*_fields(ruled.user), ruled.secret or "")))
+        return self._keep(USER, id, encode_json(ruled.user), (ruled.secret or "").encode())
 
     def _create_product(self, command: CreateProduct) -> Result:
         return self._keep_product(command.id, rules.create_product(self._product(command.id), command))
@@ -210,46 +211,44 @@ class Batch:
             return Result(ruled)
         self._products[id] = ruled
         self._stocks.pop(id, None)
-        return self._keep(Kind.PRODUCT, id, None if ruled is None else encode_json(ruled))
+        return self._keep(PRODUCT, id, None if ruled is None else encode_json(ruled))
 
     def _keep(self, kind: Kind, id: int, body: bytes | None, private: bytes = b"") -> Result:
         self.seq += 1
         self._changes[kind, id] = Change(kind, id, self.seq, body, private)
-        return Result(Outcome.DONE, self.seq, EMPTY_BODY if body is None else body)
+        return Result(DONE, self.seq, EMPTY_BODY if body is None else body)
 
     def _place_order(self, command: PlaceOrder) -> Result:
-        user_id, product_id, quantity = command.user_id, command.product_id, command.quantity
-        if user_id in self._users:
-            has_user = self._users[user_id] is not None
-        else:
-            has_user = self._table.get_user(user_id) is not None
-        stock = self._stock(product_id)
+        user_id, product_id = command.user_id, command.product_id
+        users = self._users
+        has_user = (users[user_id] if user_id in users else self._table.get_user(user_id)) is not None
+        stock = self._stocks.get(product_id) or self._stock(product_id)
         order = rules.place_order(has_user, None if stock is None else stock.units, command, self.next_order_id)
         if isinstance(order, Outcome):
             return Result(order)
         assert stock is not None
         self.next_order_id += 1
         seq = self.seq = self.seq + 1
-        stock.units -= quantity
+        stock.units -= order.quantity
         stock.seq = seq
         body = encode_json(order)
-        self.orders.append(Change(Kind.ORDER, order.id, seq, body, b""))
-        units, _ = self._bought.get((user_id, product_id), (0, 0))
-        self._bought[user_id, product_id] = units + quantity, seq
-        return Result(Outcome.DONE, seq, body)
+        self.orders.append(Change(ORDER, order.id, seq, body, b""))
+        of_whom = (user_id, product_id)
+        self._bought[of_whom] = self._bought.get(of_whom, _NOTHING)[0] + order.quantity, seq
+        return Result(DONE, seq, body)
 
     def _flush(self, _command: Flush) -> Result:
-        return Result(Outcome.DONE, self.seq)
+        return Result(DONE, self.seq)
 
     def _replay_dead_letter(self, command: ReplayDeadLetter) -> Result:
         kind, id = command.kind, command.id
-        is_sold = kind is Kind.PRODUCT and id in self._stocks and self._stocks[id].seq > 0
+        is_sold = kind is PRODUCT and id in self._stocks and self._stocks[id].seq > 0
         if (kind, id) not in self._changes and not is_sold:  # else it is written anyway
             stored = self._table.get_private(kind, id)
             if stored is None:
                 return Result(Outcome.MISSING)
             self._keep(kind, id, *stored)
-        return Result(Outcome.DONE, self.seq, EMPTY_BODY)
+        return Result(DONE, self.seq, EMPTY_BODY)
 
 
 _HANDLERS: dict[type, Callable[[Batch, Any], Result]] = {

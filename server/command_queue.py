@@ -27,7 +27,7 @@ import asyncio
 import selectors
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from itertools import repeat
 
 import msgspec
 from msgspec import Struct
@@ -209,11 +209,7 @@ def _messages(epoch: int, requests: Iterable[msgspec.Raw]) -> Iterable[bytes]:
 # ---- the manager's end -----------------------------------------------------------------------------------------
 
 
-class Arrival(NamedTuple):
-    """One command and where its answer goes."""
-
-    worker: int
-    request: Request
+Arrival = tuple[int, Request]  # the worker that gets the answer, and one command
 
 
 class Intake:
@@ -244,7 +240,7 @@ class Intake:
                 size += len(message)
                 commands = _decode_commands(message)
                 if commands.epoch == self._epoch:
-                    batch.extend([Arrival(worker, request) for request in commands.requests])
+                    batch += zip(repeat(worker), commands.requests)
                     if not commands.requests:
                         self._unsettled.discard(worker)
         return batch

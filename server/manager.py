@@ -35,7 +35,7 @@ from persist import recovery
 from server import messages
 from server.batch import Batch, Result
 from server.command_queue import Arrival, Intake
-from server.commands import PERSISTED_KINDS, Kind, Outcome, Reply
+from server.commands import DONE, PERSISTED_KINDS, Kind, Outcome, Reply
 from server.config import Config, Durability
 from server.errors import JournalRefused, MemoryFull
 from server.idempotency import Keys
@@ -145,7 +145,10 @@ class Manager:
         """Apply, journal, publish and answer commands as one group; as two where memory is too short for all."""
         next_order_id, now_s = self._words[layout.NEXT_ORDER_ID], int(time.time())
         batch = Batch(self._table, self._config.classic, self._last_seq, next_order_id, now_s)
-        results = [self._execute(batch, arrival) for arrival in arrivals]
+        if self._answered:
+            results = [self._execute(batch, arrival) for arrival in arrivals]
+        else:
+            results = [batch.execute(request.command, request.token) for _, request in arrivals]
         forgotten = self._keys.forget(batch, now_s) if batch.keys else []
         records = batch.records()
         changes = [*records, *batch.orders]
@@ -180,7 +183,7 @@ class Manager:
     def _execute(self, batch: Batch, arrival: Arrival) -> Result:
         """Apply a command, unless the predecessor did: then its answer is known."""
         worker, request = arrival
-        if self._answered and (known := self._answered.get((worker, request.number))):
+        if known := self._answered.get((worker, request.number)):
             return Result(known.outcome, known.seq, known.body)
         return batch.execute(request.command, request.token)
 
@@ -212,7 +215,8 @@ class Manager:
         bodies = {change.seq: change.body for change in changes}
         answers = []
         level: int = Durability.MEMORY
-        for (worker, request), (_, seq, body) in zip(arrivals, results, strict=True):
+        for (worker, request), result in zip(arrivals, results, strict=True):
+            seq, body = result.seq, result.body
             if seq >= first_seq:
                 is_in_change = bodies.get(seq) == body
                 answers.append(Answer(worker, request.number, seq, None if is_in_change else body))
@@ -249,11 +253,11 @@ class Manager:
         """Send the replies, one message per worker; hold back those that wait for the databases."""
         replies: dict[int, list[Reply]] = {}
         persisted_seq = self._words[layout.PERSISTED_SEQ]
-        for (worker, request), (outcome, seq, body) in zip(arrivals, results, strict=True):
-            reply = Reply(request.number, outcome, seq, body)
-            if outcome is not Outcome.DONE:
+        for (worker, request), result in zip(arrivals, results, strict=True):
+            reply = Reply(request.number, result.outcome, result.seq, result.body)
+            if result.outcome is not DONE:
                 self._counters[counters.REJECTED] += 1
-            elif request.level == Durability.DATABASE and seq > persisted_seq:
+            elif request.level == Durability.DATABASE and result.seq > persisted_seq:
                 self._hold(worker, reply)
                 continue
             if worker in replies:

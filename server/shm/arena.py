@@ -126,16 +126,15 @@ class Arena:
         """
         index = _SMALL_CLASS[size] if size <= _SMALL_MAX else bisect_left(_SIZES, size)
         roomy = self._roomy[index]
-        is_change = replaced is not None
         if not roomy:
-            self._add_page(index, is_change)
+            self._add_page(index, replaced is not None)
         page = roomy[-1]
         offset = page.start + page.free.pop()
         if not page.free:
             self._unlist(page)
             if not roomy and (replaced is None or self._pages[replaced >> _PAGE_SHIFT].index != index):
                 try:
-                    self._add_page(index, is_change)
+                    self._add_page(index, replaced is not None)
                 except MemoryFull:
                     self._put_back(offset)
                     raise

@@ -28,6 +28,7 @@ from server.shm.segment import Region, Segment
 from server.shm.table import address_mask
 
 SPLIT_RETRY_SLOTS = 1024  # without memory for more buckets, ask again after so many inserts
+FOUND_MAX = 1 << 14  # slots remembered per kind, some 2 MB
 SPLITS_MAX = 16  # while STRUCTURE is odd, some 20 us: a reader that finds nothing tries for longer than that
 
 
@@ -44,17 +45,27 @@ class Chains:
         self._buckets = self._words[self._buckets_word]
         self._mask = address_mask(self._buckets)
         self._split_above = self._buckets  # slots
+        self._found: dict[int, int] = {}  # slots by key: what `find` has found, and is still in its chain
         self.slots = 0
         size_max = segment.regions.buckets_max * WORD_BYTES
         self.region = Region(segment, segment.regions.buckets[kind], size_max, self._buckets * WORD_BYTES)
         self._room = self.region.reserved_bytes // WORD_BYTES  # buckets
 
     def find(self, key: int) -> int:
-        """Return the slot that holds the key, tombstones included, or 0."""
+        """Return the slot that holds the key, tombstones included, or 0.
+
+        A batch asks for its users and products more than once, so what was found is remembered.
+        """
+        if known := self._found.get(key):
+            return known
         words = self._words
         slot = words[self.bucket(hash(key * (key + self._seed)))]
         while slot and words[slot + KEY] != key:
             slot = words[slot + NEXT] & NEXT_MASK
+        if slot:
+            if len(self._found) >= FOUND_MAX:
+                self._found.clear()
+            self._found[key] = slot
         return slot
 
     def bucket(self, hashed: int) -> int:
@@ -108,6 +119,7 @@ class Chains:
         words[self._structure_word] += 1  # [chain-order]
         words[before] = words[before] & SLOT_USED | words[slot + NEXT] & NEXT_MASK
         words[self._structure_word] += 1
+        self._found.pop(words[slot + KEY], None)
         self.slots -= 1
 
     def repair(self) -> None:
@@ -136,22 +148,28 @@ class Chains:
 
     def _set_buckets(self, buckets: int) -> None:
         self._words[self._buckets_word] = self._buckets = self._split_above = buckets
-        if buckets > self._mask:
-            self._mask = address_mask(buckets)
+        self._mask = address_mask(buckets)
 
     def _split(self, buckets: int) -> None:
         """Split buckets in turn until there are so many."""
-        words, base, hash_of = self._words, self._base, self.hash_of
+        words, base, hash_of, buckets_word = self._words, self._base, self.hash_of, self._buckets_word
         words[self._structure_word] += 1  # [chain-order]
         for newest in range(self._buckets, buckets):
-            mask = self._mask
+            mask = address_mask(newest)
             stay, move = base + (newest & mask >> 1), base + newest
-            while (slot := words[stay] & NEXT_MASK) and hash_of(slot) & mask != newest:
+            slot = words[stay] & NEXT_MASK
+            while slot and hash_of(slot) & mask != newest:
                 stay = slot + NEXT
+                slot = words[stay] & NEXT_MASK
             words[move] = slot
-            self._set_buckets(newest + 1)
-            if slot:
-                self._unzip(slot, stay, move)
+            words[buckets_word] = newest + 1
+            if not slot:
+                continue
+            if words[slot + NEXT] & NEXT_MASK:
+                self._unzip(slot, stay, move, newest)
+            else:  # the last of its chain moves, nothing else does
+                words[stay] &= SLOT_USED
+        self._set_buckets(buckets)
         words[self._structure_word] += 1
 
     def _find_room(self) -> bool:
@@ -164,14 +182,13 @@ class Chains:
         self._room = self.region.reserved_bytes // WORD_BYTES
         return True
 
-    def _unzip(self, slot: int, stay: int, move: int) -> None:
-        """Part a chain from `slot` on into the slots that stay and those that move to the newest bucket.
+    def _unzip(self, slot: int, stay: int, move: int, newest: int) -> None:
+        """Part a chain from `slot` on into the slots that stay and those that move to the bucket `newest`.
 
         `stay` and `move` are the words that point to the next slot of either; both lead to `slot`. Front to back, one
         store where a slot of one sort follows one of the other: what is not yet parted is reached from both sides.
         """
-        words, hash_of, newest = self._words, self.hash_of, self._buckets - 1
-        mask = address_mask(newest)
+        words, hash_of, mask = self._words, self.hash_of, address_mask(newest)
         last, other, is_moving = move, stay, True
         while slot:
             if (hash_of(slot) & mask == newest) != is_moving:
@@ -194,7 +211,7 @@ class Chains:
         while (slot := words[move] & NEXT_MASK) != common:
             move = slot + NEXT
         if common:
-            self._unzip(common, stay, move)
+            self._unzip(common, stay, move, newest)
 
 
 class PurchaseChains(Chains):

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
-from server.commands import Kind
+from server.commands import PERSISTED_KINDS, PURCHASE, USER
 from server.errors import MemoryFull
 from server.shm import layout
 from server.shm.arena import Arena
@@ -52,8 +52,9 @@ from server.shm.layout import (
     VERSION_STEP,
 )
 from server.shm.segment import Region, Segment
-from server.shm.table import TableReader
+from server.shm.table import Get, TableReader
 
+FRESH_SLOTS = 64  # taken at once from those that were never used
 COMPACT_SHARE = 64  # compaction scans all slots: not again before 1/64 of the arena was freed
 
 
@@ -75,10 +76,12 @@ class TableWriter(TableReader):
         self.touched: list[int] = []
         self._free_slots: list[int] = []
         self._tombstones: list[deque[tuple[int, int]]] = [deque() for _ in range(KINDS)]  # (seq, slot)
-        self._purchases = PurchaseChains(segment, Kind.PURCHASE, self._seed)
+        self._purchases = PurchaseChains(segment, PURCHASE, self._seed)
         self._chains = [
-            self._purchases if kind == Kind.PURCHASE else Chains(segment, kind, self._seed) for kind in range(KINDS)
+            self._purchases if kind == PURCHASE else Chains(segment, kind, self._seed) for kind in range(KINDS)
         ]
+        self.getters = [self._make_own_get(chains) for chains in self._chains[: len(PERSISTED_KINDS)]]
+        self.get_user, self.get_product, self.get_order = self.getters
         self._arena = Arena(segment)
         slots_bytes = segment.words[layout.SLOTS_USED] * layout.SLOT_BYTES
         slots_max_bytes = segment.regions.slots_max * layout.SLOT_BYTES
@@ -108,20 +111,19 @@ class TableWriter(TableReader):
 
     def publish(self, batch: Iterable[Prepared]) -> None:
         """Show a prepared batch to the readers, one slot at a time, in the order prepared."""
-        touched = self.touched
-        for prepared in batch:
-            slot, is_new, kind, _, seq, ref, check = prepared
-            if kind == Kind.PURCHASE:
+        mark = self.touched.append
+        for slot, is_new, kind, key, seq, ref, check in batch:
+            if kind == PURCHASE:
                 if is_new:
-                    self._insert_purchase(prepared)
+                    self._insert_purchase(slot, key, seq, ref, check)
                 else:
                     self._set_units(slot, ref, seq)
                 continue
             if is_new:
-                self._insert(prepared, check)
+                self._insert(slot, kind, key, seq, ref, check)
             else:
-                self._replace(prepared)
-            touched.append(slot)
+                self._replace(slot, kind, seq, ref, check)
+            mark(slot)
 
     def spread(self) -> None:
         """Split buckets for what was published, so that the chains stay short; publishing works without it as well."""
@@ -131,10 +133,24 @@ class TableWriter(TableReader):
     def discard(self, batch: Iterable[Prepared]) -> None:
         """Give back the room of a batch that is not published."""
         for slot, is_new, kind, _, _, ref, _ in batch:
-            if ref and kind != Kind.PURCHASE:
+            if ref and kind != PURCHASE:
                 self._arena.free(_offset_of(ref))
             if is_new:
                 self._free_slots.append(slot)
+
+    def _make_own_get(self, chains: Chains) -> Get:
+        """Build the writer's read of a record: nobody else changes a slot, so one look is enough."""
+        words, mm, find, arena_base = self._words, self._mm, chains.find, self._arena_base
+
+        def get(id: int) -> bytes | None:
+            slot = find(id)
+            ref = words[slot + REF] if slot else 0
+            if not ref:
+                return None
+            start = arena_base + (ref >> OFFSET_SHIFT << 3)
+            return mm[start : start + (ref & LENGTH_MASK)]
+
+        return get
 
     def put(self, kind: int, id: int, seq: int, body: bytes, private: bytes = b"") -> None:
         """Create or replace a record. Raises `MemoryFull`, and then nothing has changed."""
@@ -154,7 +170,7 @@ class TableWriter(TableReader):
         user = self._user_slot(user_id)
         slot = self._purchases.find_purchase(product_id, self._number_of(user))
         if not slot:
-            self.publish((self._prepare_purchase(0, user, product_id, quantity, seq),))
+            self._insert_purchase(self._new_slot(), product_id, seq, min(quantity, UNITS_MAX), user)
             self.spread()
             return
         if not seq or words[slot + SEQ] < seq:
@@ -200,20 +216,15 @@ class TableWriter(TableReader):
 
     def _prepare(self, slot: int, kind: int, id: int, seq: int, body: bytes | None, private: bytes) -> Prepared:
         """Write an after-image to a fresh block for a slot (0: a new one)."""
-        ref, crc = (0, 0) if body is None else self._store(self._words[slot + REF] if slot else 0, body, private)
-        if slot:
-            return slot, False, kind, id, seq, ref, crc
-        try:
-            return self._new_slot(), True, kind, id, seq, ref, crc
-        except MemoryFull:
-            if ref:
-                self._arena.free(_offset_of(ref))
-            raise
+        is_new = not slot
+        if is_new and not self._free_slots:
+            self._find_slots()
+        ref, crc = (0, 0) if body is None else self._store(0 if is_new else self._words[slot + REF], body, private)
+        return slot or self._free_slots.pop(), is_new, kind, id, seq, ref, crc
 
-    def _insert(self, prepared: Prepared, check: int) -> None:
+    def _insert(self, slot: int, kind: int, key: int, seq: int, ref: int, check: int) -> None:
         """Fill a fresh slot and hang it into its chain with one store; it is locked until it hangs there."""
         words = self._words
-        slot, _, kind, key, seq, ref, _ = prepared
         lock = (words[slot] & ~TAG_MASK) + VERSION_STEP | kind << KIND_SHIFT
         words[slot + LOCK] = lock | LOCKED  # [slot-order]
         words[slot + KEY] = key
@@ -227,10 +238,9 @@ class TableWriter(TableReader):
         else:
             self._tombstones[kind].append((seq, slot))
 
-    def _replace(self, prepared: Prepared) -> None:
+    def _replace(self, slot: int, kind: int, seq: int, ref: int, crc: int) -> None:
         """Switch a slot to new bytes, or to none: then it is a tombstone."""
         words = self._words
-        slot, _, kind, _, seq, ref, crc = prepared
         lock, old = words[slot + LOCK], words[slot + REF]
         words[slot + LOCK] = lock | LOCKED  # [slot-order]
         words[slot + REF] = ref
@@ -273,15 +283,20 @@ class TableWriter(TableReader):
         return offset << (OFFSET_SHIFT - 3) | private_bytes << PRIVATE_SHIFT | size - private_bytes, crc32(data)
 
     def _new_slot(self) -> int:
-        if self._free_slots:
-            return self._free_slots.pop()
+        if not self._free_slots:
+            self._find_slots()
+        return self._free_slots.pop()
+
+    def _find_slots(self) -> None:
+        """Take some slots that were never used, as far as there is memory for them. Raises `MemoryFull`."""
         words = self._words
         number = words[layout.SLOTS_USED]
         if number >= self._slots_room:
             self._slot_region.ensure((number + 1) * layout.SLOT_BYTES)
             self._slots_room = self._slot_region.reserved_bytes // layout.SLOT_BYTES
-        words[layout.SLOTS_USED] = number + 1
-        return self._slots_base + number * SLOT_WORDS
+        end = min(number + FRESH_SLOTS, self._slots_room)
+        words[layout.SLOTS_USED] = end
+        self._free_slots += map(self.slot_of, reversed(range(number, end)))  # the first ones first
 
     def _peek(self, slot: int) -> tuple[bytes, bytes]:
         """Return (record, private part) of a slot, locked or not: nobody else writes."""
@@ -294,31 +309,26 @@ class TableWriter(TableReader):
 
     def _prepare_purchases(self, bought: Iterable[Bought], prepared: list[Prepared]) -> None:
         """Prepare the purchases of a batch, whose users may be among the records prepared so far."""
-        find_user, find_purchase = self._chains[Kind.USER].find, self._purchases.find_purchase
+        words, find_user, find_purchase = self._words, self._chains[USER].find, self._purchases.find_purchase
         new_users: dict[int, int] | None = None
         for user_id, product_id, quantity, seq in bought:
             user = find_user(user_id)
-            if user:
-                slot = find_purchase(product_id, self._number_of(user))
-            else:
+            if not user:
                 if new_users is None:
-                    new_users = {key: slot for slot, _, kind, key, _, _, _ in prepared if kind == Kind.USER}
-                user, slot = new_users[user_id], 0
-            prepared.append(self._prepare_purchase(slot, user, product_id, quantity, seq))
+                    new_users = {key: slot for slot, _, kind, key, _, _, _ in prepared if kind == USER}
+                user = new_users[user_id]
+            slot = find_purchase(product_id, self._number_of(user))
+            units = min(words[slot + REF] + quantity if slot else quantity, UNITS_MAX)
+            prepared.append((slot or self._new_slot(), not slot, PURCHASE, product_id, seq, units, user))
 
-    def _prepare_purchase(self, slot: int, user: int, product_id: int, quantity: int, seq: int) -> Prepared:
-        if slot:
-            units = min(self._words[slot + REF] + quantity, UNITS_MAX)
-            return slot, False, Kind.PURCHASE, product_id, seq, units, user
-        return self._new_slot(), True, Kind.PURCHASE, product_id, seq, min(quantity, UNITS_MAX), user
-
-    def _insert_purchase(self, prepared: Prepared) -> None:
-        """Fill a fresh slot, and put it at the head of its user's list."""
-        slot, _, _, _, seq, units, user = prepared
+    def _insert_purchase(self, slot: int, product_id: int, seq: int, units: int, user: int) -> None:
+        """Fill a fresh slot, and put it at the head of its user's list with one store."""
         words = self._words
         words[layout.UNDO_UNITS], words[layout.UNDO_SEQ] = units, seq
-        self._insert(prepared, self._number_of(user) | words[user + CHECK] >> LINK_SHIFT << LINK_SHIFT)
-        self._link_purchase(user, slot)
+        check = words[user + CHECK]
+        link = check >> LINK_SHIFT << LINK_SHIFT
+        self._insert(slot, PURCHASE, product_id, seq, units, self._number_of(user) | link)
+        words[user + CHECK] = check ^ link | self._number_of(slot) << LINK_SHIFT
 
     def _set_units(self, slot: int, units: int, seq: int) -> None:
         """Change a purchase in its slot."""
@@ -338,10 +348,10 @@ class TableWriter(TableReader):
 
     def _user_slot(self, user_id: int) -> int:
         """Return the slot that the list hangs on; a deleted user of old orders gets a tombstone (first load)."""
-        slot = self._chains[Kind.USER].find(user_id)
+        slot = self._chains[USER].find(user_id)
         if not slot:
             slot = self._new_slot()
-            self._insert((slot, True, Kind.USER, user_id, 0, 0, 0), 0)
+            self._insert(slot, USER, user_id, 0, 0, 0)
         return slot
 
     def _link_purchase(self, user: int, slot: int) -> None:
@@ -405,7 +415,7 @@ class TableWriter(TableReader):
             elif not following & SLOT_USED:
                 self._free_slots.append(slot)
             else:
-                if lock & LOCKED and kind == Kind.PURCHASE:
+                if lock & LOCKED and kind == PURCHASE:
                     self._undo_units(slot)
                 self._chains[kind].slots += 1
                 records[kind] += bool(ref)
@@ -420,7 +430,7 @@ class TableWriter(TableReader):
     def _refs(self) -> Iterator[tuple[int, int]]:
         """Yield (slot, ref) of every record in the arena."""
         for slot, lock, ref in self.scan(LOCK, REF):
-            if ref and lock >> KIND_SHIFT & KIND_MASK != Kind.PURCHASE:
+            if ref and lock >> KIND_SHIFT & KIND_MASK != PURCHASE:
                 yield slot, ref
 
 

@@ -27,7 +27,7 @@ from server.shm.counters import WORKER, counters_block
 from server.shm.layout import BUCKETS, HASH_SEED, LENGTH_MASK, LOCK, LOCKED, OFFSET_SHIFT, REF, WORD_BYTES
 from server.shm.segment import Segment
 from server.shm.table import TableReader, hash_of
-from server.shm.table_writer import Prepared, TableWriter
+from server.shm.table_writer import TableWriter
 from tests.table_model import open_segment
 
 READERS = 2
@@ -234,10 +234,9 @@ def test_readers_see_whole_records_only_for_minutes() -> None:
 class NoOddPhase(TableWriter):
     """Changes a record and gives its old block back while the lock word says that nothing happens."""
 
-    def _replace(self, prepared: Prepared) -> None:
-        slot, old = prepared[0], self._words[prepared[0] + REF]
-        lock = self._words[slot + LOCK]
-        super()._replace(prepared)
+    def _replace(self, slot: int, kind: int, seq: int, ref: int, crc: int) -> None:
+        lock, old = self._words[slot + LOCK], self._words[slot + REF]
+        super()._replace(slot, kind, seq, ref, crc)
         self._words[slot + LOCK] = lock
         assert old != self._words[slot + REF]
 
@@ -245,9 +244,8 @@ class NoOddPhase(TableWriter):
 class RefBeforeBytes(TableWriter):
     """Shows a block to the readers and fills it afterwards."""
 
-    def _replace(self, prepared: Prepared) -> None:
-        super()._replace(prepared)
-        ref = self._words[prepared[0] + REF]
+    def _replace(self, slot: int, kind: int, seq: int, ref: int, crc: int) -> None:
+        super()._replace(slot, kind, seq, ref, crc)
         if ref:
             start, size = self._arena_base + (ref >> OFFSET_SHIFT << 3), ref & LENGTH_MASK
             data = self._mm[start : start + size]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.batch import Batch, Bought, Result
+from server.batch import Batch, Result
 from server.commands import (
     Command,
     CreateProduct,
@@ -139,7 +139,7 @@ def test_a_refused_command_changes_nothing_and_takes_no_seq(table: FakeTable, co
     batch = make_batch(table, last_seq=100, next_order_id=40)
     result = batch.execute(command)
     assert result.outcome != DONE
-    assert result[1:] == (0, b"")
+    assert (result.seq, result.body) == (0, b"")
     assert (batch.seq, batch.next_order_id) == (100, 40)
     assert (batch.records(), batch.orders, batch.bought()) == ([], [], [])
 
@@ -210,7 +210,7 @@ def test_purchases_are_summed_up_per_user_and_product(table: FakeTable) -> None:
         PlaceOrder(7, 2, 4),
         PlaceOrder(7, 1, 3),
     )
-    assert batch.bought() == [Bought(1, 7, 5, 105), Bought(1, 8, 30, 103), Bought(2, 7, 4, 104)]
+    assert batch.bought() == [(1, 7, 5, 105), (1, 8, 30, 103), (2, 7, 4, 104)]
 
 
 # ---- the two contracts -----------------------------------------------------------------------------------------
@@ -393,9 +393,8 @@ def test_random_batches_agree_with_plain_dicts(is_classic: bool) -> None:
         changes = [*batch.records(), *batch.orders]
         assert len({(change.kind, change.id) for change in changes}) == len(changes)
         table.publish([change for change in changes if change.body or (change.kind, change.id) in table.records])
-        for item in batch.bought():
-            key = item.user_id, item.product_id
-            bought[key] = bought.get(key, 0) + item.quantity
+        for user_id, product_id, units, _ in batch.bought():
+            bought[user_id, product_id] = bought.get((user_id, product_id), 0) + units
         assert batch.seq == seq
         next_order_id = batch.next_order_id
     check_equal(table, model, bought)

@@ -7,7 +7,7 @@ import random
 import selectors
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -18,10 +18,10 @@ from server.command_queue import (
     BATCH_COMMANDS_MAX,
     QUEUE_BYTES_MAX,
     QUEUE_DEPTH_MAX,
-    Arrival,
     CommandQueue,
     Intake,
     OnReply,
+    Request,
 )
 from server.commands import Command, CreateUser, DeleteUser, Flush, Outcome, PlaceOrder, Reply
 from server.config import Config, Durability
@@ -34,6 +34,13 @@ from server.shm.counters import counters_block
 SEED = 20260103
 JOURNAL = Durability.JOURNAL
 WRITE_TIMEOUT_S = 10.0
+
+
+class Arrival(NamedTuple):
+    """What `Intake.take` returns, by name."""
+
+    worker: int
+    request: Request
 
 
 class Manager:
@@ -55,7 +62,7 @@ class Manager:
                 self.intake.send_unsent(key.data)
             if events & selectors.EVENT_READ:
                 ready.append(key.data)
-        return self.intake.take(ready)
+        return [Arrival(*arrival) for arrival in self.intake.take(ready)]
 
     def serve(self) -> list[Arrival]:
         """Answer all that arrives until nothing does."""

@@ -557,10 +557,13 @@ def test_failed_inserts_leak_neither_slots_nor_blocks(segment: Segment) -> None:
     writer.put(Kind.USER, 2, end + 1, b"x" * 300)
 
 
-def test_record_without_a_slot_gives_its_block_back(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_without_a_slot_takes_no_block(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, model = TableWriter(segment), Model()
-    writer.put(Kind.USER, 1, 1, b"u")
-    model.put(Kind.USER, 1, 1, b"u")
+    id = 0
+    while not id or writer._free_slots:
+        id += 1
+        writer.put(Kind.USER, id, id, b"u")
+        model.put(Kind.USER, id, id, b"u")
 
     def refuse(_used_bytes: int) -> None:
         raise MemoryFull
@@ -569,7 +572,7 @@ def test_record_without_a_slot_gives_its_block_back(segment: Segment, monkeypatc
     monkeypatch.setattr(writer._slot_region, "ensure", refuse)
     for _ in range(3):
         with pytest.raises(MemoryFull):
-            writer.put(Kind.USER, 2, 2, b"x" * 1000)
+            writer.put(Kind.USER, id + 1, id + 1, b"x" * 1000)
     check_table(writer, model)
 
 
