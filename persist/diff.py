@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
-from server.commands import PERSISTED_KINDS, Kind
+from server.commands import KEY, ORDER, PERSISTED_KINDS, Kind
 from server.errors import SlotBusy
 from server.message_socket import MESSAGE_BYTES_MAX
 from server.messages import BatchPart, Row, encode
@@ -56,6 +56,7 @@ def take_rows(reader: TableReader, kind: Kind, slots: set[int]) -> Taken:
     rows: list[Row] = []
     busy: list[int] = []
     size = newest_seq = 0
+    kinds = (kind, KEY) if kind == ORDER else (kind,)
     while slots and len(rows) < BATCH_ROWS_MAX and size < BATCH_BYTES_MAX:
         slot = slots.pop()
         try:
@@ -63,15 +64,13 @@ def take_rows(reader: TableReader, kind: Kind, slots: set[int]) -> Taken:
         except SlotBusy:
             busy.append(slot)
             continue
-        if record is None:
+        if record is None or record.kind not in kinds:
             continue
-        is_key = record.kind == Kind.KEY
-        if (Kind.ORDER if is_key else record.kind) != kind:
-            continue
-        row = Row(record.id, record.body, record.private, is_key)
+        row = Row(record.id, record.body, record.private, record.kind == KEY)
         rows.append(row)
         size += row_bytes(row)
-        newest_seq = max(newest_seq, record.seq)
+        if record.seq > newest_seq:
+            newest_seq = record.seq
     slots.update(busy)
     rows.sort(key=_by_id)
     return Taken(rows, newest_seq)
@@ -88,10 +87,11 @@ def split_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
     part: list[Row] = []
     size = 0
     for row in rows:
-        size += row_bytes(row)
+        of_row = row_bytes(row)
+        size += of_row
         if size > PART_BYTES_MAX and part:
             yield part
-            part, size = [], row_bytes(row)
+            part, size = [], of_row
         part.append(row)
     if part:
         yield part

@@ -34,6 +34,9 @@ class Phase(IntEnum):
     END = 5  # the client to close its side
 
 
+IDLE, HEAD, BODY, ANSWER, ROOM, END = Phase  # for hot paths, as the names in server/commands.py
+
+
 class Member(Protocol):
     """A connection, as its endpoint sees it."""
 

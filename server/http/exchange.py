@@ -24,6 +24,9 @@ class Later(Enum):
     AGAIN = auto()  # hand in the request again when all before it are answered
 
 
+LATER, AGAIN = Later  # for hot paths, as the names in server/commands.py
+
+
 class Request(NamedTuple):
     """A complete request."""
 

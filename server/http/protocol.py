@@ -27,8 +27,8 @@ from collections import deque
 from typing import cast
 
 from server.http.chunked import ChunkedBody
-from server.http.endpoint import NEVER, Endpoint, Phase
-from server.http.exchange import Exchange, Later, Request, Write
+from server.http.endpoint import ANSWER, BODY, END, HEAD, IDLE, NEVER, ROOM, Endpoint, Phase
+from server.http.exchange import AGAIN, Exchange, Request, Write
 from server.http.replies import CONTINUE
 from server.http.request_head import PLAIN, Head, RequestRefused
 
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
         self._chunked: ChunkedBody | None = None
         self._parked: tuple[Head, bytes] | None = None  # a request that must be the first
         self._exchanges: deque[Exchange] = deque()
-        self._phase: Phase = Phase.IDLE
+        self._phase: Phase = IDLE
         self._is_fast = True  # nothing is under way: the fast path may look at what comes
         self._is_lone = False  # the one exchange came the fast path, and nothing has happened since
         self._is_fresh = False  # a request was taken since the deadline was set
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
         """Let a client that has sent all it wants read its answers; return False to close."""
         self._is_eof = True
         self._is_lone = False
-        return self._phase in (Phase.ANSWER, Phase.ROOM)
+        return self._phase in (ANSWER, ROOM)
 
     def pause_writing(self) -> None:
         """Stop serving: the client does not read."""
@@ -156,16 +156,16 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if self._phase in (Phase.HEAD, Phase.BODY):
+        if self._phase in (HEAD, BODY):
             self._refuse(self._endpoint.replies.error(408, "the request did not arrive in time"))
-        elif self._phase is Phase.IDLE and not transport.get_write_buffer_size():
+        elif self._phase is IDLE and not transport.get_write_buffer_size():
             self._close(transport)
         else:
             transport.abort()
 
     def close_if_idle(self) -> None:
         """Close unless a request is under way."""
-        if self._phase is Phase.IDLE:
+        if self._phase is IDLE:
             self._close(self._transport)
 
     def _serve_plain(self, data: bytes) -> bytes:
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
             return False
         self._is_lone = True
         self._is_fast = False
-        self._phase = Phase.ANSWER
+        self._phase = ANSWER
         self.deadline = NEVER
         exchange = self._exchange(b"")
         exchange.attempt(write, body, fields.durability, None, exchange)
@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
         answer = self._exchanges.pop().answer or b""
         self._is_lone = False
         self._is_fast = True
-        self._phase = Phase.IDLE
+        self._phase = IDLE
         self.deadline = self._endpoint.idle_deadline
         self._write(answer)  # last: it may find the client slow, and change all that
 
@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
 
     def _receive(self, data: bytes) -> None:
         self._is_lone = False
-        if self._phase is Phase.END or not data:
+        if self._phase is END or not data:
             return  # the last answer is given: what still comes is dropped
         self._input = self._input[self._start :] + data
         self._start = 0
@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
     def _serve(self) -> None:
         """Serve what can be served now, send the answers whose turn has come, and see what to wait for."""
         transport = self._transport
-        if self._is_serving or self._phase is Phase.END or transport is None or transport.is_closing():
+        if self._is_serving or self._phase is END or transport is None or transport.is_closing():
             return
         self._is_serving = True
         self._is_yielding = False
@@ -290,7 +290,7 @@ class Connection(asyncio.Protocol):
         (method, target, fields, _), body = taken
         exchange = self._exchange(b"close" if self._endpoint.is_stopping else fields.connection, method == b"HEAD")
         request = Request(method, target, body, fields.durability, fields.key)
-        if exchange.attempt(self._endpoint.service.handle, request, exchange) is Later.AGAIN:
+        if exchange.attempt(self._endpoint.service.handle, request, exchange) is AGAIN:
             self._exchanges.pop()
             self._parked = taken
             return False
@@ -366,30 +366,30 @@ class Connection(asyncio.Protocol):
     def _settle(self) -> None:
         """Name what the connection waits for now, and give that a deadline."""
         transport = self._transport
-        if transport is None or self._phase is Phase.END or transport.is_closing():
+        if transport is None or self._phase is END or transport.is_closing():
             return
         unserved = len(self._input) - self._start
         if not unserved:
             self._input, self._start = b"", 0
         phase = self._next_phase(unserved)
-        if self._is_eof and phase in (Phase.IDLE, Phase.HEAD, Phase.BODY):
+        if self._is_eof and phase in (IDLE, HEAD, BODY):
             self._close(transport)
             return
         if phase is not self._phase or self._is_fresh:
             self.deadline = self._endpoint.deadline(phase)
         self._phase = phase
         self._is_fresh = False
-        self._is_fast = phase is Phase.IDLE
-        self._pause_reading(phase is Phase.ROOM or (phase is Phase.ANSWER and unserved >= READ_AHEAD_BYTES_MAX))
+        self._is_fast = phase is IDLE
+        self._pause_reading(phase is ROOM or (phase is ANSWER and unserved >= READ_AHEAD_BYTES_MAX))
 
     def _next_phase(self, unserved: int) -> Phase:
         if self._is_write_paused:
-            return Phase.ROOM
+            return ROOM
         if self._exchanges or self._is_yielding:
-            return Phase.ANSWER
+            return ANSWER
         if self._chunked is not None or self._wanted:
-            return Phase.BODY
-        return Phase.HEAD if unserved else Phase.IDLE
+            return BODY
+        return HEAD if unserved else IDLE
 
     def _pause_reading(self, is_wanted: bool) -> None:
         if is_wanted is not self._is_read_paused and self._transport is not None and not self._is_eof:
@@ -415,9 +415,9 @@ class Connection(asyncio.Protocol):
             transport.close()
 
     def _enter_end(self) -> None:
-        self._phase = Phase.END
+        self._phase = END
         self._is_fast = self._is_lone = False
-        self.deadline = self._endpoint.deadline(Phase.END)
+        self.deadline = self._endpoint.deadline(END)
         self._exchanges.clear()
         self._input, self._start, self._wanted = b"", 0, 0
         self._parked = self._head = self._chunked = None

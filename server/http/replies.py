@@ -14,7 +14,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from server.commands import Kind, Outcome, Reply
+from server.commands import DONE, ORDER, PRODUCT, USER, Kind, Outcome, Reply
 
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
@@ -25,7 +25,7 @@ INVALID_REQUEST = "Invalid Request"
 OUT_OF_STOCK = "Exceeded quantity limit"
 
 _encode = msgspec.json.Encoder().encode
-_NOUNS = {Kind.USER: "user", Kind.PRODUCT: "product", Kind.ORDER: "order"}
+_NOUNS = {USER: "user", PRODUCT: "product", ORDER: "order"}
 _HEADS = {int(status): b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 # what is said of a command that was not applied; {} is the kind
@@ -101,10 +101,10 @@ class Replies:
 
     def outcome(self, kind: Kind, reply: Reply | None) -> bytes:
         """Answer a write with what the manager said of it; None is no word within the time-out."""
-        is_order = kind is Kind.ORDER
+        is_order = kind is ORDER
         if reply is None:
             return self.error(504, "no answer in time: the write may or may not be applied", is_order=is_order)
-        if reply.outcome is Outcome.DONE:
+        if reply.outcome is DONE:
             return (
                 b"HTTP/1.1 200 OK\r\n%bWrite-Seq: %d\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
                 % (

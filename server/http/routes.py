@@ -17,19 +17,19 @@ from urllib.parse import unquote_to_bytes
 
 from msgspec import UNSET
 
-from server.commands import DATABASE_NAMES, INT_MAX, Command, DeleteUser, Kind, Reply, Token
+from server.commands import DATABASE_NAMES, INT_MAX, ORDER, PRODUCT, USER, Command, DeleteUser, Kind, Reply, Token
 from server.config import Config, Durability, parse_durability
 from server.errors import ConfigError, QueueFull, SlotBusy
 from server.http import bodies
 from server.http.bodies import BodyInvalid, UserBody
-from server.http.exchange import Counts, Exchange, Later, Request, Write
+from server.http.exchange import AGAIN, LATER, Counts, Exchange, Later, Request, Write
 from server.http.passwords import HashingFull, PasswordPool, classic_secret, derive_secret, make_secret
 from server.http.replies import Replies
 
 SLOT_RETRY_S = 0.001
 SLOT_RETRIES_MAX = 2000  # 2 s: a killed manager is replaced, and its slot repaired, well within
 
-KINDS = {"user": Kind.USER, "product": Kind.PRODUCT, "order": Kind.ORDER}
+KINDS = {"user": USER, "product": PRODUCT, "order": ORDER}
 COLLECTIONS = {b"/%b" % name.encode(): kind for name, kind in KINDS.items()}  # the way of nearly all writes
 READ_METHODS = (b"GET", b"HEAD")
 
@@ -156,7 +156,7 @@ class Shop:
         if id is None:
             return self._replies.error(400, "the id in the path must be an integer from 0 to 2^63-1", is_order=is_order)
         if not exchange.is_first:
-            return Later.AGAIN
+            return AGAIN
         return self._look(exchange, is_order, partial(fetch, id))
 
     def _record(self, name: str, id: int) -> bytes:
@@ -185,13 +185,13 @@ class Shop:
             return self._replies.unavailable("the record is locked: the manager is being replaced", is_order)
         exchange.is_alone = True
         self._loop.call_later(SLOT_RETRY_S, exchange.attempt, self._look, exchange, is_order, look, tries + 1)
-        return Later.ANSWER
+        return LATER
 
     # ---- writes
 
     def _post(self, kind: Kind, request: Request, exchange: Exchange) -> bytes | Later:
         if request.method != b"POST":
-            return not_allowed(self._replies, b"POST", kind is Kind.ORDER)
+            return not_allowed(self._replies, b"POST", kind is ORDER)
         return self._write(kind, request.body, request.durability, request.key, exchange)
 
     def _write(
@@ -203,12 +203,12 @@ class Shop:
                 terms = Terms(parse_durability(durability), None)
             if key is not None:
                 terms = Terms(terms.level, make_token(kind, key, body))
-            if kind is Kind.USER:
+            if kind is USER:
                 return self._write_user(bodies.decode_user(body, self._is_classic), terms, exchange)
-            decode = bodies.decode_order if kind is Kind.ORDER else bodies.decode_product
+            decode = bodies.decode_order if kind is ORDER else bodies.decode_product
             return self._submit(kind, decode(body), terms, exchange)
         except (BodyInvalid, ConfigError, KeyInvalid) as error:
-            return self._replies.error(400, str(error), is_order=kind is Kind.ORDER)
+            return self._replies.error(400, str(error), is_order=kind is ORDER)
 
     def _submit(self, kind: Kind, command: Command, terms: Terms, exchange: Exchange) -> bytes | Later:
         """Send a command; its outcome is the answer."""
@@ -220,41 +220,41 @@ class Shop:
             self._queue.submit(command, terms.level, on_reply, terms.token)
         except QueueFull:
             return self._replies.unavailable(
-                "not applied: too many writes wait, or the manager is being replaced", kind is Kind.ORDER
+                "not applied: too many writes wait, or the manager is being replaced", kind is ORDER
             )
-        return Later.ANSWER
+        return LATER
 
     # ---- users: the password is hashed first, and nothing of the connection may pass meanwhile
 
     def _write_user(self, body: UserBody, terms: Terms, exchange: Exchange) -> bytes | Later:
         password = body.password
         if password is UNSET:
-            return self._submit(Kind.USER, body.command(None), terms, exchange)
+            return self._submit(USER, body.command(None), terms, exchange)
         if self._is_classic:
-            return self._submit(Kind.USER, body.command(classic_secret(password)), terms, exchange)
+            return self._submit(USER, body.command(classic_secret(password)), terms, exchange)
         if not exchange.is_first:
-            return Later.AGAIN
+            return AGAIN
         if isinstance(body.command(None), DeleteUser):
             return self._look(exchange, False, partial(self._delete_user, body, password, terms, exchange))
         return self._hash(partial(make_secret, password), body, terms, exchange)
 
     def _delete_user(self, body: UserBody, password: str, terms: Terms, exchange: Exchange) -> bytes | Later:
         """Derive the secret as the stored one was made; the manager compares them."""
-        stored = self._table.get_private(Kind.USER, body.id)
+        stored = self._table.get_private(USER, body.id)
         if stored is None or not stored[1]:  # no such user, or one without a password: the manager says
-            return self._submit(Kind.USER, body.command(None), terms, exchange)
+            return self._submit(USER, body.command(None), terms, exchange)
         return self._hash(partial(derive_secret, password, stored[1].decode()), body, terms, exchange)
 
     def _hash(self, hashing: Callable[[], str], body: UserBody, terms: Terms, exchange: Exchange) -> bytes | Later:
         def submit(future: asyncio.Future[str]) -> bytes | Later:
-            return self._submit(Kind.USER, body.command(future.result()), terms, exchange)
+            return self._submit(USER, body.command(future.result()), terms, exchange)
 
         exchange.is_alone = True
         try:
             self._passwords.submit(hashing, partial(exchange.attempt, submit))
         except HashingFull:
             return self._replies.unavailable("not applied: too many passwords wait to be hashed")
-        return Later.ANSWER
+        return LATER
 
 
 def make_token(kind: Kind, key: str, body: bytes) -> Token:

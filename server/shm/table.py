@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 from zlib import crc32
 
-from server.commands import PERSISTED_KINDS, Kind
+from msgspec import Struct
+
+from server.commands import PERSISTED_KINDS, PURCHASE, Kind
 from server.errors import SlotBusy
 from server.shm import layout
 from server.shm.layout import (
@@ -68,23 +69,19 @@ _Known = tuple[int, int, int, bytes]  # id, its slot, lock word, record
 _NOTHING_KNOWN: _Known = (-1, 0, 0, b"")
 
 
-class SlotRecord(NamedTuple):
-    """A slot as the persister and the tools see it. `body` None: a tombstone, or a purchase (`id`: of its product)."""
+class SlotRecord(Struct, frozen=True, gc=False):
+    """What a slot holds. `record` None: free (not `is_used`), a tombstone, or a purchase (`id`: of its product)."""
 
     kind: int
     id: int
     seq: int
-    body: bytes | None
+    is_used: bool
+    record: bytes | None
     private: bytes
 
-
-class _SlotWords(NamedTuple):
-    kind: int
-    id: int
-    seq: int
-    ref: int
-    record: bytes
-    private: bytes
+    @property
+    def body(self) -> bytes | None:
+        return None if self.record is None else body_of(self.record)
 
 
 def body_of(record: bytes) -> bytes:
@@ -168,9 +165,9 @@ class TableReader:
     def get_private(self, kind: int, id: int) -> tuple[bytes, bytes] | None:
         """Return (body, private part) of a record, or None. Raises `SlotBusy`."""
         found = self._get_with_care(kind, id)
-        return (body_of(found.record), found.private) if found else None
+        return (body_of(found.record), found.private) if found and found.record is not None else None
 
-    def _get_with_care(self, kind: int, id: int) -> _SlotWords | None:
+    def _get_with_care(self, kind: int, id: int) -> SlotRecord | None:
         """Return the slot of a live record, or None once it is certain that there is none."""
         words = self._words
         slot = 0
@@ -180,7 +177,7 @@ class TableReader:
             if slot:
                 found = self._try_read(slot)
                 if found and found.id == id and found.kind == kind:
-                    return found if found.ref else None
+                    return found if found.record is not None else None
             elif not structure & 1 and words[STRUCTURE + kind] == structure:  # [chain-order]
                 return None
         raise SlotBusy(slot)
@@ -202,32 +199,30 @@ class TableReader:
             bucket &= mask >> 1
         return self._bucket_bases[kind] + bucket
 
-    def _try_read(self, slot: int) -> _SlotWords | None:
+    def _try_read(self, slot: int) -> SlotRecord | None:
         """Return what a slot holds, if it stayed the same meanwhile [slot-order]."""
         words, mm = self._words, self._mm
-        lock = words[slot + LOCK]
-        key, ref, seq, check = words[slot + KEY], words[slot + REF], words[slot + SEQ], words[slot + CHECK]
+        lock, key, following, ref, seq, check = words[slot : slot + SLOT_WORDS].tolist()  # one by one, the lock first
         kind = lock >> KIND_SHIFT & KIND_MASK
-        if kind == Kind.PURCHASE:  # its REF is no ref
-            ref = 0
-        start = self._arena_base + (ref >> OFFSET_SHIFT << 3)
-        middle = start + (ref & LENGTH_MASK)
-        record = mm[start:middle]
-        private = mm[middle : middle + (ref >> PRIVATE_SHIFT & PRIVATE_MASK)]
+        record, private = None, b""
+        if ref and kind != PURCHASE:  # its REF is no ref
+            start = self._arena_base + (ref >> OFFSET_SHIFT << 3)
+            middle = start + (ref & LENGTH_MASK)
+            record = mm[start:middle]
+            if private_bytes := ref >> PRIVATE_SHIFT & PRIVATE_MASK:
+                private = mm[middle : middle + private_bytes]
         if lock & LOCKED or words[slot + LOCK] != lock:
             return None
-        if ref and not IS_STRONGLY_ORDERED and crc32(private, crc32(record)) != check & CRC_MASK:
+        if record is not None and not IS_STRONGLY_ORDERED and crc32(private, crc32(record)) != check & CRC_MASK:
             return None
-        return _SlotWords(kind, key, seq, ref, record, private)
+        return SlotRecord(kind, key, seq, following & SLOT_USED != 0, record, private)
 
     def read_slot(self, slot: int) -> SlotRecord | None:
         """Return what a slot holds, or None for a free one. Raises `SlotBusy`."""
         for _ in range(READ_TRIES):
-            is_used = self._words[slot + NEXT] & SLOT_USED
             found = self._try_read(slot)
             if found:
-                body = body_of(found.record) if found.ref else None
-                return SlotRecord(found.kind, found.id, found.seq, body, found.private) if is_used else None
+                return found if found.is_used else None
         raise SlotBusy(slot)
 
     def is_intact(self, slot: int) -> bool:
@@ -236,7 +231,7 @@ class TableReader:
             check = self._words[slot + CHECK] & CRC_MASK
             found = self._try_read(slot)
             if found and check == self._words[slot + CHECK] & CRC_MASK:
-                return not found.ref or crc32(found.private, crc32(found.record)) == check
+                return found.record is None or crc32(found.private, crc32(found.record)) == check
         raise SlotBusy(slot)
 
     def slots(self) -> range:
