@@ -25,19 +25,21 @@ from server.shm.layout import (
     WORD_BYTES,
 )
 from server.shm.segment import Region, Segment
-from server.shm.table import address_mask
+from server.shm.table import address_mask, hash_factors
 
 SPLIT_RETRY_SLOTS = 1024  # without memory for more buckets, ask again after so many inserts
 FOUND_MAX = 1 << 14  # slots remembered per kind, some 2 MB
+ORDERS_AHEAD = 1 << 13  # buckets made at once for the next orders: two of the largest batches
 SPLITS_MAX = 16  # while STRUCTURE is odd, some 20 us: a reader that finds nothing tries for longer than that
 
 
 class Chains:
-    """Buckets and chains of one kind. `slots` in them is counted by the owner when it takes over."""
+    """Buckets and chains of one kind. Whoever takes over tells them which slots are in them (`adopt`)."""
 
     def __init__(self, segment: Segment, kind: int, seed: int) -> None:
         self._words = segment.words
         self._seed = seed
+        self._factors = hash_factors(kind, seed)
         self.hash_of = self._make_hash()
         self._buckets_word = BUCKETS + kind
         self._structure_word = STRUCTURE + kind
@@ -59,7 +61,8 @@ class Chains:
         if known := self._found.get(key):
             return known
         words = self._words
-        slot = words[self.bucket(hash(key * (key + self._seed)))]
+        a, s = self._factors
+        slot = words[self.bucket(hash(key * (a * key + s)))]
         while slot and words[slot + KEY] != key:
             slot = words[slot + NEXT] & NEXT_MASK
         if slot:
@@ -79,6 +82,10 @@ class Chains:
         """Whether a slot is in the chain where it belongs."""
         return slot in self._chain(self.bucket(self.hash_of(slot)))
 
+    def adopt(self, _key: int) -> None:
+        """Count a slot that is in its chain."""
+        self.slots += 1
+
     def presize(self, records: int) -> None:
         """Make buckets for so many records at once, if there are no slots yet and there is memory."""
         if self.slots or records <= self._buckets:
@@ -87,10 +94,7 @@ class Chains:
             self.region.ensure(records * WORD_BYTES)
         self._room = self.region.reserved_bytes // WORD_BYTES
         buckets = min(records, self._room)
-        words = self._words
-        for bucket in range(self._base + self._buckets, self._base + buckets):
-            words[bucket] = 0
-        self._set_buckets(buckets)
+        self._add_empty(buckets)
 
     def insert(self, slot: int) -> None:
         """Hang a slot into the chain where it belongs; all else in it is written, so readers may find it."""
@@ -131,11 +135,12 @@ class Chains:
 
     def _make_hash(self) -> Callable[[int], int]:
         """Return the function that hashes what is in a slot; a closure, because it runs more than once per insert."""
-        words, seed = self._words, self._seed
+        words = self._words
+        a, s = self._factors
 
         def hash_of(slot: int) -> int:
             key = words[slot + KEY]
-            return hash(key * (key + seed))
+            return hash(key * (a * key + s))
 
         return hash_of
 
@@ -171,6 +176,12 @@ class Chains:
                 words[stay] &= SLOT_USED
         self._set_buckets(buckets)
         words[self._structure_word] += 1
+
+    def _add_empty(self, buckets: int) -> None:
+        """Add buckets that no slot has to move to, until there are so many."""
+        start, end = self._base + self._buckets, self._base + buckets
+        self._words[start:end] = memoryview(bytes((end - start) * WORD_BYTES)).cast("Q")
+        self._set_buckets(buckets)
 
     def _find_room(self) -> bool:
         """Reserve memory for more buckets; without it the chains get longer, which is better than a refused record."""
@@ -212,6 +223,42 @@ class Chains:
             move = slot + NEXT
         if common:
             self._unzip(common, stay, move, newest)
+
+
+class OrderChains(Chains):
+    """The chains of the orders: their hash is the id, and while there are more buckets than ids, each has its own."""
+
+    _end = 0  # above all ids
+    _extend_at = 0  # value of `_end`
+
+    def adopt(self, key: int) -> None:
+        super().adopt(key)
+        self._end = max(self._end, key + 1)
+
+    def insert(self, slot: int) -> None:
+        super().insert(slot)
+        id = self._words[slot + KEY]
+        if id >= self._end:
+            self._end = id + 1
+
+    def spread(self) -> None:
+        """Keep empty buckets for the next orders; split only when ids are above the number of buckets."""
+        if self._end > self._buckets:
+            super().spread()
+        elif self._end >= self._extend_at:
+            self._extend()
+
+    def _extend(self) -> None:
+        wanted = self._end + ORDERS_AHEAD
+        if wanted > self._buckets:  # a successor finds those that its predecessor made
+            try:
+                self.region.ensure(wanted * WORD_BYTES)
+            except MemoryFull:
+                self._extend_at = self._end + SPLIT_RETRY_SLOTS
+                return
+            self._room = self.region.reserved_bytes // WORD_BYTES
+            self._add_empty(wanted)
+        self._extend_at = self._buckets - ORDERS_AHEAD // 2
 
 
 class PurchaseChains(Chains):

@@ -93,13 +93,15 @@ HASHING is linear hashing with chains (Litwin, "Linear hashing", VLDB 1980): the
 So no insert ever pays for a rehash of the table. With s = HASH_SEED and p = 2^61 - 1 (which is Python's `hash` of an
 integer, so the remainder is cheap):
 
-    h(id) = id * (id + s) mod p
+    h(id) = id * (id + s) mod p, and of an order h(id) = id mod p
     h(product, user) = (product * (product + s) + user * (user + s) * s) mod p    user: the number of his slot
 
 Whoever does not know s can not aim at a bucket: for two ids fixed before s is drawn, the difference of their hashes is
 (a - b) * (a + b + s) mod p, equally often every remainder, so they meet in one of m buckets with a chance of about 2/m
 (Carter and Wegman, "Universal classes of hash functions", 1979). The square keeps consecutive ids from falling into
-step with the number of buckets.
+step with the number of buckets. The ids of orders are given by the manager, one after the other, so nobody can aim with
+them either, and while there are more buckets than ids each has one of its own: then a further bucket is empty, and
+needs no split.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ PAGE_BYTES = 4096
 WORD_BYTES = 8
 
 MAGIC_VALUE = int.from_bytes(b"MILLRACE", "little")
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 # header words
 MAGIC = 0

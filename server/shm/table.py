@@ -26,7 +26,7 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from server.commands import PERSISTED_KINDS, PURCHASE, Kind
+from server.commands import ORDER, PERSISTED_KINDS, PURCHASE, Kind
 from server.errors import SlotBusy
 from server.shm import layout
 from server.shm.layout import (
@@ -89,9 +89,15 @@ def body_of(record: bytes) -> bytes:
     return record.partition(b"\r\n\r\n")[2]
 
 
-def hash_of(id: int, seed: int) -> int:
-    """Return the hash of an id (HASHING in layout.py; `get` spells it out)."""
-    return hash(id * (id + seed))
+def hash_factors(kind: int, seed: int) -> tuple[int, int]:
+    """Return a, s of h(id) = id * (a * id + s) mod p (HASHING in layout.py), which hot paths spell out."""
+    return (0, 1) if kind == ORDER else (1, seed)
+
+
+def hash_of(kind: int, id: int, seed: int) -> int:
+    """Return the hash of an id."""
+    a, s = hash_factors(kind, seed)
+    return hash(id * (a * id + s))
 
 
 def address_mask(buckets: int) -> int:
@@ -123,7 +129,8 @@ class TableReader:
         It looks first at what it found last for this id (or for one with the same low bits): as long as the slot has
         the same lock word it holds the same record, because that word never comes again [slot-order].
         """
-        words, mm, seed = self._words, self._mm, self._seed
+        words, mm = self._words, self._mm
+        a, s = hash_factors(kind, self._seed)
         bucket_base, arena_base = self._bucket_bases[kind], self._arena_base
         tag, tag_mask, next_mask, length_mask = kind << KIND_SHIFT, TAG_MASK, NEXT_MASK, LENGTH_MASK
         known: list[_Known] = [_NOTHING_KNOWN] * KNOWN_RECORDS
@@ -135,7 +142,7 @@ class TableReader:
             known_id, slot, lock, record = known[id & known_mask]
             if known_id == id and words[slot] == lock:
                 return record
-            bucket = hash(id * (id + seed)) & mask
+            bucket = hash(id * (a * id + s)) & mask
             if bucket >= buckets:
                 bucket &= mask >> 1
             slot = words[bucket_base + bucket]
@@ -185,7 +192,7 @@ class TableReader:
     def _find(self, kind: int, id: int) -> int:
         """Return the slot that holds the key, tombstones included, or 0."""
         words = self._words
-        slot = words[self._bucket(kind, hash_of(id, self._seed))]
+        slot = words[self._bucket(kind, hash_of(kind, id, self._seed))]
         while slot and words[slot + KEY] != id:
             slot = words[slot + NEXT] & NEXT_MASK
         return slot

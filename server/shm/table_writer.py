@@ -22,11 +22,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
-from server.commands import PERSISTED_KINDS, PURCHASE, USER
+from server.commands import ORDER, PERSISTED_KINDS, PURCHASE, USER
 from server.errors import MemoryFull
 from server.shm import layout
 from server.shm.arena import Arena
-from server.shm.chains import Chains, PurchaseChains
+from server.shm.chains import Chains, OrderChains, PurchaseChains
 from server.shm.layout import (
     CHECK,
     CRC_MASK,
@@ -76,10 +76,9 @@ class TableWriter(TableReader):
         self.touched: list[int] = []
         self._free_slots: list[int] = []
         self._tombstones: list[deque[tuple[int, int]]] = [deque() for _ in range(KINDS)]  # (seq, slot)
-        self._purchases = PurchaseChains(segment, PURCHASE, self._seed)
-        self._chains = [
-            self._purchases if kind == PURCHASE else Chains(segment, kind, self._seed) for kind in range(KINDS)
-        ]
+        self._chains = [Chains(segment, kind, self._seed) for kind in range(KINDS)]
+        self._chains[ORDER] = self._orders = OrderChains(segment, ORDER, self._seed)
+        self._chains[PURCHASE] = self._purchases = PurchaseChains(segment, PURCHASE, self._seed)
         self.getters = [self._make_own_get(chains) for chains in self._chains[: len(PERSISTED_KINDS)]]
         self.get_user, self.get_product, self.get_order = self.getters
         self._arena = Arena(segment)
@@ -408,7 +407,7 @@ class TableWriter(TableReader):
             chains.region.make_room = self._arena.give_back
             chains.repair()
         records = [0] * KINDS
-        for slot, lock, following, ref, seq in self.scan(LOCK, NEXT, REF, SEQ):
+        for slot, lock, key, following, ref, seq in self.scan(LOCK, KEY, NEXT, REF, SEQ):
             kind = lock >> KIND_SHIFT & KIND_MASK
             if lock & LOCKED and not self._chains[kind].holds(slot):  # died on its way in or out
                 self._free_slot(slot, None)
@@ -417,7 +416,7 @@ class TableWriter(TableReader):
             else:
                 if lock & LOCKED and kind == PURCHASE:
                     self._undo_units(slot)
-                self._chains[kind].slots += 1
+                self._chains[kind].adopt(key)
                 records[kind] += bool(ref)
                 if not ref:
                     self._tombstones[kind].append((seq, slot))

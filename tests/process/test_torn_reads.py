@@ -279,7 +279,7 @@ def store_packed(segment: Segment, word: int, value: int) -> None:
 
 def head_of_a_chain(segment: Segment, writer: TableWriter) -> int:
     """The store that every insert makes."""
-    return writer._bucket(Kind.USER, hash_of(STEADY[0], segment.words[HASH_SEED]))
+    return writer._bucket(Kind.USER, hash_of(Kind.USER, STEADY[0], segment.words[HASH_SEED]))
 
 
 def lock_word_of_half_a_record(segment: Segment, writer: TableWriter) -> int:

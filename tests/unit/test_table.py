@@ -474,6 +474,66 @@ def test_presized_table_takes_its_records_without_a_split(segment: Segment) -> N
     check_table(TableWriter(segment), model)
 
 
+@pytest.mark.usefixtures("few_buckets")
+def test_consecutive_orders_have_buckets_of_their_own_without_a_split(segment: Segment) -> None:
+    reset_table(segment)
+    writer, model = TableWriter(segment), Model()
+    stale = TableReader(segment)
+    for id in range(1, 2 * chains.ORDERS_AHEAD):
+        if id == chains.ORDERS_AHEAD:
+            writer = TableWriter(segment)  # a successor goes on
+        writer.put(Kind.ORDER, id, id, b"o")
+        model.put(Kind.ORDER, id, id, b"o")
+        assert stale.get_order(id) is not None and stale.get_order(id + 1) is None
+    words, base = segment.words, writer._bucket_bases[Kind.ORDER]
+    assert words[layout.STRUCTURE + Kind.ORDER] == 0
+    assert not any(words[words[base + id] + layout.NEXT] & layout.NEXT_MASK for id in range(1, id + 1))
+    check_table(writer, model)
+
+
+@pytest.mark.usefixtures("few_buckets")
+def test_orders_with_gaps_between_their_ids_are_split_like_other_records(
+    segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chains, "ORDERS_AHEAD", 64)
+    reset_table(segment)
+    writer, model, rng = TableWriter(segment), Model(), random.Random(20261127)
+    for seq in range(1, 600):
+        if seq == 300:
+            writer = TableWriter(segment)
+        id = seq if seq < 50 else rng.randrange(2**63)
+        writer.put(Kind.ORDER, id, seq, b"o")
+        model.put(Kind.ORDER, id, seq, b"o")
+    assert segment.words[layout.STRUCTURE + Kind.ORDER] > 0
+    check_table(writer, model)
+
+
+@pytest.mark.usefixtures("few_buckets")
+def test_orders_go_on_in_longer_chains_without_memory_for_buckets(
+    segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reset_table(segment)
+    writer, model = TableWriter(segment), Model()
+    asked = []
+
+    def refuse(used_bytes: int) -> None:
+        asked.append(used_bytes)
+        raise MemoryFull
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer._orders.region, "ensure", refuse)
+        for id in range(1, 3000):
+            writer.put(Kind.ORDER, id, id, b"o")
+            model.put(Kind.ORDER, id, id, b"o")
+    assert 1 <= len(asked) <= 4, "asking costs a search for memory, so not at every order"
+    check_table(writer, model)
+    for id in range(3000, 6000):
+        writer.put(Kind.ORDER, id, id, b"o")
+        model.put(Kind.ORDER, id, id, b"o")
+    assert segment.words[layout.BUCKETS + Kind.ORDER] >= 5999
+    check_table(writer, model)
+
+
 def test_presize_beyond_memory_is_no_error(segment: Segment) -> None:
     writer = TableWriter(segment)
     writer.presize(Kind.USER, 10**9)
@@ -490,10 +550,15 @@ def test_ids_at_any_stride_have_short_chains(stride: int) -> None:
         seed = 1 + rng.randrange(layout.HASH_MODULUS - 1)
         sizes: dict[int, int] = {}
         for id in range(1, count + 1):
-            bucket = hash_of(id * stride % 2**63, seed) & mask
+            bucket = hash_of(Kind.USER, id * stride % 2**63, seed) & mask
             sizes[bucket] = sizes.get(bucket, 0) + 1
         steps = sum(size * (size + 1) // 2 for size in sizes.values()) / count
         assert steps < (2 if stride < 1000 else 10), "1.5 is what random hashes have"
+
+
+def test_the_hash_of_an_order_is_its_id() -> None:
+    assert [hash_of(Kind.ORDER, id, 12345) for id in (0, 1, 2**40)] == [0, 1, 2**40]
+    assert hash_of(Kind.PRODUCT, 1, 12345) == 12346
 
 
 def test_address_mask_is_that_of_the_larger_function() -> None:
