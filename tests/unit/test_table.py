@@ -498,10 +498,10 @@ def test_orders_with_gaps_between_their_ids_are_split_like_other_records(
     monkeypatch.setattr(chains, "ORDERS_AHEAD", 64)
     reset_table(segment)
     writer, model, rng = TableWriter(segment), Model(), random.Random(20261127)
-    for seq in range(1, 600):
+    ids = [*range(1, 51), *(rng.randrange(2**63) for _ in range(250)), *range(51, 351)]
+    for seq, id in enumerate(ids, 1):
         if seq == 300:
-            writer = TableWriter(segment)
-        id = rng.randrange(2**63) if 50 < seq < 300 else seq
+            writer = TableWriter(segment)  # a successor has to know of the large ids
         writer.put(Kind.ORDER, id, seq, b"o")
         model.put(Kind.ORDER, id, seq, b"o")
     assert segment.words[layout.STRUCTURE + Kind.ORDER] > 0
