@@ -11,12 +11,13 @@ What a crash leaves behind, by the last step that was done:
 
     before the journal append     nothing; the workers send the commands again
     in the append                 a torn tail, cut at the next start; the commands come again
-    after the append              the group is in the journal: the successor publishes what is missing of it (`_redo`)
+    after the append              the group is in the journal: the successor publishes what is missing of it
     while publishing              the same; a half-written slot stays locked until then, its readers wait
     before the replies            the same; the answers are in the group, so a command that comes again is answered
                                   from there and not applied twice
 
-JOURNAL_POSITION says where the first group stands that may still be unpublished or unanswered.
+JOURNAL_POSITION says where the first group stands that may still be unpublished or unanswered. How a successor goes on
+from there is in server/takeover.py.
 """
 
 from __future__ import annotations
@@ -31,23 +32,21 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from persist import recovery
-from server import messages
+from server import messages, takeover
 from server.batch import Batch, Result
 from server.command_queue import Arrival, Intake
-from server.commands import DONE, PERSISTED_KINDS, Kind, Outcome, Reply
+from server.commands import DONE, Outcome, Reply
 from server.config import Config, Durability
 from server.errors import JournalRefused, MemoryFull
 from server.idempotency import Keys
-from server.journal.format import DIRECTORY_NAME, Change, Group
-from server.journal.reader import read_groups
+from server.journal.format import Change
 from server.journal.writer import Journal
-from server.redo import Answer, decode_answers, encode_answers, redo_change
+from server.redo import Answer, encode_answers
 from server.shared import Shared
 from server.shm import counters, layout
 from server.shm.counters import counters_block
 from server.shm.dirty import DirtyWriter
-from server.shm.table_writer import TableWriter, reset_table
+from server.shm.table_writer import TableWriter
 from server.stop_signal import StopSignal
 
 log = logging.getLogger(__name__)
@@ -333,80 +332,16 @@ class Manager:
     def recover(self) -> None:
         """Load the databases and the journal, or take over the table of a dead predecessor; then greet the workers."""
         self._failpoint("manager.start")
-        if self._words[layout.TABLE_STATE] == layout.TABLE_SERVING:
-            self._take_over()
-        else:
-            self._load()
+        words = self._words
+        is_first = words[layout.TABLE_STATE] != layout.TABLE_SERVING
+        come_up = takeover.load if is_first else takeover.take_over
+        self._journal, self._table, self._last_seq, self._answered = come_up(self._config, self._shared, self._epoch)
+        self._mark_published()
+        if is_first:
+            words[layout.JOURNAL_POSITION] = self._journal.position
+            self._failpoint("load.loaded")
+            words[layout.TABLE_STATE] = layout.TABLE_SERVING
         self._keys.adopt(self._table)
         self._intake = Intake(self._shared, self._epoch, self._selector)
         self._failpoint("manager.before_ready")
-        self._words[layout.READY_EPOCH] = self._epoch
-
-    def _open_journal(self, start: int = 0, is_expected: bool = False) -> None:
-        config = self._config
-        self._journal = Journal.open(
-            config.data_dir / DIRECTORY_NAME,
-            self._shared.instance,
-            self._epoch,
-            config.journal_segment_bytes,
-            config.journal_max_bytes,
-            start=start,
-            failpoint=self._failpoint,
-            is_expected=is_expected,
-        )
-
-    def _load(self) -> None:
-        """First start of this run: the table is built from the databases and the journal after their checkpoints."""
-        self._failpoint("load.start")
-        config, instance = self._config, self._shared.instance
-        has_history = recovery.newest_checkpoint(config.data_dir) > 0
-        self._open_journal(is_expected=has_history)  # first: its lock keeps out whoever is not the manager any more
-        self._failpoint("load.journal_open")
-        reset_table(self._shared.segment)
-        self._failpoint("load.reset")
-        self._table = TableWriter(self._shared.segment)
-        groups = read_groups(config.data_dir / DIRECTORY_NAME, instance)
-        recovered = recovery.load(config.data_dir, instance.hex(), config.classic, self._table, groups)
-        words = self._words
-        words[layout.NEXT_ORDER_ID] = recovered.next_order_id
-        for kind, checkpoint in enumerate(recovered.checkpoints):
-            words[layout.CHECKPOINT + kind] = checkpoint
-        words[layout.PERSISTED_SEQ] = min(recovered.checkpoints)
-        self._last_seq = recovered.last_seq
-        self._table.touched.clear()  # the persister begins with a scan
-        self._mark_published()
-        words[layout.JOURNAL_POSITION] = self._journal.position
-        self._failpoint("load.loaded")
-        words[layout.TABLE_STATE] = layout.TABLE_SERVING
-        records = [words[layout.RECORDS + kind] for kind in PERSISTED_KINDS]
-        log.info("loaded last_seq=%d users=%d products=%d orders=%d", recovered.last_seq, *records)
-
-    def _take_over(self) -> None:
-        """The predecessor died: publish what it journaled and did not, and learn what it did not answer."""
-        start = self._words[layout.JOURNAL_POSITION]
-        self._open_journal(start)
-        self._failpoint("takeover.journal_open")
-        self._table = TableWriter(self._shared.segment)
-        groups = 0
-        for group in read_groups(self._config.data_dir / DIRECTORY_NAME, self._shared.instance, start):
-            self._redo(group)
-            self._failpoint("takeover.group_redone")
-            groups += 1
-        self._failpoint("takeover.redone")
-        unlocked = self._table.unlock_all()
-        self._failpoint("takeover.unlocked")
-        self._last_seq = max(self._journal.last_seq, self._words[layout.PUBLISHED_SEQ])
-        self._mark_published()
-        log.info("took over epoch=%d groups=%d slots_repaired=%d", self._epoch, groups, unlocked)
-
-    def _redo(self, group: Group) -> None:
-        """Publish a group again; what a slot holds already, by its seq, stays as it is."""
-        bodies = {}
-        for change in group.changes:
-            bodies[change.seq] = change.body
-            redo_change(self._table, change)
-            if change.kind == Kind.ORDER:
-                self._words[layout.NEXT_ORDER_ID] = max(self._words[layout.NEXT_ORDER_ID], change.id + 1)
-        for answer in decode_answers(group.answers):
-            body = answer.body if answer.body is not None else bodies[answer.seq] or b"{}"
-            self._answered[answer.worker, answer.number] = Reply(answer.number, Outcome.DONE, answer.seq, body)
+        words[layout.READY_EPOCH] = self._epoch

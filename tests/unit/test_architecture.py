@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
     {"server.batch", "server.command_queue"},
     {"server.idempotency"},
     {"server.http", "persist"},
+    {"server.takeover"},
     {"server.manager", "server.worker", "persist.persister", "persist.writer"},
     {"server.supervisor"},
     {"run"},
@@ -113,7 +114,7 @@ def is_from(node: ast.AST, module: str, *names: str) -> bool:
 
 def test_the_walk_sees_the_product() -> None:
     assert set(product()) >= PROCESSES | {"run", "server.shm.layout", "tools.load"}
-    assert imports("server.manager") >= {"server.batch", "server.shm.layout", "persist.recovery"}
+    assert imports("server.manager") >= {"server.batch", "server.shm.layout", "server.takeover"}
 
 
 def test_a_module_imports_lower_floors_only() -> None:
