@@ -56,6 +56,46 @@ def test_sentence_says_when_the_crash_took_nothing() -> None:
     assert "of 8,000 acknowledged writes the crash took none" in sentence(results_of(v3={}), "v3")
 
 
+def results_of_losses(*lost: int) -> Results:
+    """Return the results of a round for each loss of version 3, beside a server that lost nothing."""
+    results = results_of(millrace={})
+    rounds = [replace(FIGURES, lost=rows, acknowledged=11_000 + number) for number, rows in enumerate(lost)]
+    results.rounds = {"v3": rounds, "millrace": results.rounds["millrace"] * len(lost)}
+    return results
+
+
+def test_loss_of_a_few_rounds_is_told_by_the_worst_of_them() -> None:
+    text = sentence(results_of_losses(0, 90, 0, 7, 0), "v3")
+    assert "; in 2 of 5 rounds the crash took acknowledged writes, 90 of 11,001 in the worst." in text
+    assert "took none" not in text
+
+
+def test_took_none_speaks_of_every_round() -> None:
+    assert "; of 33,003 acknowledged writes in 3 rounds the crash took none." in sentence(
+        results_of_losses(0, 0, 0), "v3"
+    )
+
+
+def test_loss_of_one_round_stands_in_table_verdict_page_and_figures() -> None:
+    results = results_of_losses(0, 90, 0)
+    column = next(column for column in results.columns if column.name == "lost")
+    assert (results.text("v3", column), results.median("v3", "lost")) == ("90", 0)
+    assert "in the worst round" in column.what
+    assert "ahead in rows lost (0; v3 90)" in verdicts(results)[0]
+    page = render_page(results, MACHINE, RUN)
+    assert '<td class="bad">90</td>' in page
+    figure = page.partition("<figure><figcaption><b>rows lost</b>")[2].partition("</figure>")[0]
+    assert re.search(r'class="bar v3"[^>]* width="220.0"', figure)
+    assert ">90</text>" in figure
+    assert command._as_json(results, MACHINE, RUN)["table"]["v3"]["lost"] == 90
+
+
+def test_loss_of_the_server_in_one_round_is_not_level_with_none() -> None:
+    results = results_of_losses(0, 0, 0)
+    results.rounds["millrace"] = [replace(FIGURES, lost=rows) for rows in (0, 1, 0)]
+    assert "behind in rows lost (1; v3 0)" in verdicts(results)[0]
+
+
 def test_sentence_compares_with_the_step_before_that_was_measured() -> None:
     results = results_of(original={"post_s": 20.0}, v3={"post_s": 2.0})
     assert "10.0 times faster than original" in sentence(results, "v3")

@@ -19,7 +19,7 @@ LOG_FROM = 40.0  # times between the largest and the smallest bar, above which t
 
 
 def bars(results: Results, column: Column) -> str:
-    """Return the bars of one figure: the median, and the range over the rounds as a line."""
+    """Return the bars of one figure: the median or the worst round, and the range over the rounds as a line."""
     found = [(name, results.spread(name, column.name)) for name in SUBJECTS if results.rounds.get(name)]
     spreads = [spread for _, spread in found if spread]
     top = max((spread.high for spread in spreads), default=0.0) or 1.0
@@ -56,7 +56,7 @@ def _bar(results: Results, column: Column, row: int, name: str, spread: Spread |
     label = f'<text class="label" x="{LABEL_WIDTH - 8}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>'
     if spread is None:
         return label + f'<text class="soft" x="{LABEL_WIDTH}" y="{middle + 4}">not measured</text>'
-    length, end = scale(spread.median), scale(spread.high)
+    length, end = scale(results.shown(name, column) or 0.0), scale(spread.high)
     size = f'width="{max(length, 1):.1f}" height="{BAR_HEIGHT}"'
     bar = f'<rect class="bar {name}" x="{LABEL_WIDTH}" y="{y}" {size} rx="3"/>'
     line = (

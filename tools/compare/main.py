@@ -129,6 +129,9 @@ def _as_json(results: Results, machine: dict[str, str], run: dict[str, str]) -> 
         "failures": results.failures,
         "bare": [floor._asdict() for floor in results.floors],
         "rounds": {name: [experiment.as_json(one) for one in rounds] for name, rounds in results.rounds.items()},
+        "table": {
+            name: {column.name: results.shown(name, column) for column in results.columns} for name in results.rounds
+        },
         "medians": {
             name: {column.name: results.median(name, column.name) for column in results.columns}
             for name in results.rounds

@@ -119,10 +119,10 @@ def _table(results: Results, names: list[str]) -> str:
 
 def _mark(results: Results, names: list[str], name: str, column: Column) -> str:
     """The best of a column, and rows lost."""
-    value = results.median(name, column.name)
+    value = results.shown(name, column)
     if column.name == "lost" and value:
         return ' class="bad"'
-    values = [found for one in names if (found := results.median(one, column.name)) is not None]
+    values = [found for one in names if (found := results.shown(one, column)) is not None]
     if not column.direction or value is None or len(values) < 2:
         return ""
     return ' class="best"' if value == (max if column.direction > 0 else min)(values) else ""

@@ -1,4 +1,4 @@
-"""What the comparison found: the figures of every round, their medians, and what they say. Plain data, no processes."""
+"""What the comparison found: the figures of every round, and which of them is shown. Plain data, no processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Column:
     direction: int
     tool: str = ""  # without which it can not be measured
     scale: float = 1.0
+    is_worst: bool = False  # of the rounds, not their median, which would hide what went wrong in a few of them
 
 
 # in the order of the table; the sentences compare those that have a direction
@@ -40,7 +41,8 @@ COLUMNS = (
     Column("cpu_s", "CPU s", "of all processes, up to the crash", "{:.1f}", 0),
     Column("memory_mib", "MiB", "memory of all processes, shared pages once", "{:.0f}", 0),
     Column("processes", "proc.", "processes", "{:.0f}", 0),
-    Column("lost", "rows lost", "acknowledged writes that were gone after kill -9 and a restart", "{:,.0f}", -1),
+    Column("lost", "rows lost", "acknowledged writes that were gone after kill -9 and a restart, in the worst round",
+           "{:,.0f}", -1, is_worst=True),
 )  # fmt: skip
 
 
@@ -69,7 +71,14 @@ class Results:
         spread = self.spread(subject, name)
         return spread.median if spread else None
 
+    def shown(self, subject: str, column: Column) -> float | None:
+        """Return what stands for all rounds: the median, or the worst round."""
+        spread = self.spread(subject, column.name)
+        if spread is None or not column.is_worst:
+            return spread.median if spread else None
+        return spread.low if column.direction > 0 else spread.high
+
     def text(self, subject: str, column: Column) -> str:
-        """Return the median as it stands in the table."""
-        value = self.median(subject, column.name)
+        """Return the figure as it stands in the table."""
+        value = self.shown(subject, column)
         return "-" if value is None else column.form.format(value * column.scale)

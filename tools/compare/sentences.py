@@ -47,9 +47,9 @@ def _verdict(results: Results, server: str) -> str:
 
 def _against_best(results: Results, server: str, column: Column) -> tuple[float, str] | None:
     """Return how many times better the server is than the best earlier shape, and which that is."""
-    own = results.median(server, column.name)
+    own = results.shown(server, column)
     found = [(value, name) for name in SUBJECTS if name not in SERVERS
-             if (value := results.median(name, column.name)) is not None]  # fmt: skip
+             if (value := results.shown(name, column)) is not None]  # fmt: skip
     if not column.direction or own is None or not found:
         return None
     best, name = (max if column.direction > 0 else min)(found)
@@ -106,12 +106,19 @@ def _waiting(results: Results, subject: str) -> str:
 
 
 def _loss(results: Results, subject: str) -> str:
-    lost, acknowledged = results.median(subject, "lost"), results.median(subject, "acknowledged")
-    if lost is None or acknowledged is None:
+    """Speak of the worst round: one loss in many rounds is a loss."""
+    rounds = results.rounds.get(subject, [])
+    if not rounds:
         return ""
-    if lost == 0:
-        return f"of {acknowledged:,.0f} acknowledged writes the crash took none"
-    return f"the crash took {lost:,.0f} of {acknowledged:,.0f} acknowledged writes"
+    count, hit = len(rounds), sum(figures.lost > 0 for figures in rounds)
+    if not hit:
+        total = sum(figures.acknowledged for figures in rounds)
+        return f"of {total:,} acknowledged writes{f' in {count} rounds' if count > 1 else ''} the crash took none"
+    worst = max(rounds, key=lambda figures: figures.lost)
+    if count == 1:
+        return f"the crash took {worst.lost:,} of {worst.acknowledged:,} acknowledged writes"
+    share = f"{worst.lost:,} of {worst.acknowledged:,} in the worst"
+    return f"in {hit} of {count} rounds the crash took acknowledged writes, {share}"
 
 
 def _compared(ratio: float, before: str, more: str, less: str) -> str:
