@@ -117,6 +117,17 @@ def test_sentence_says_how_long_nobody_was_answered() -> None:
     assert "for 40 s after them" in text
 
 
+@pytest.mark.parametrize("share", [None, 0.995, 1.0])
+def test_reads_were_answered_all_the_time_when_k6_says_so_too(share: float | None) -> None:
+    assert "; reads were answered all the time; " in sentence(results_of(v3={"ok_share": share}), "v3")
+
+
+def test_failed_reads_of_k6_are_told_when_the_probe_saw_none() -> None:
+    text = sentence(results_of(v3={"served": 1.0, "ok_share": 0.64}), "v3")
+    assert "reads were answered all the time" not in text
+    assert "36.0% of what k6 asked failed" in text
+
+
 def test_sentence_compares_both_rates_of_wrk() -> None:
     text = sentence(results_of(v2={}, v3={"wrk_rate": 51_000.0, "pipelined_rate": 500_000.0}), "v3")
     single, deep = "51,000 reads/s with wrk (level with version 2)", "500,000 when 16 are in flight per connection"
@@ -423,6 +434,23 @@ def test_work_dir_in_which_nothing_can_be_created_is_a_usage_error(
     with pytest.raises(SystemExit, match="2"):
         tool._parse(["--out", str(tmp_path / "out"), "--work-dir", str(tmp_path / place)])
     assert f"error: --work-dir {tmp_path / place}: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"), [("/proc", "No such file or directory"), ("file", "not a directory"), ("file/x", "Not a dir")]
+)
+def test_out_in_which_nothing_can_be_written_is_a_usage_error(
+    place: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        command._parse(["--out", str(tmp_path / place)])
+    assert f"error: --out {tmp_path / place}: {reason}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_out_is_empty_until_something_was_measured(tmp_path: Path) -> None:
+    command._parse(["--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("tool", [command, bench], ids=["compare", "bench"])

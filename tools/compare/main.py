@@ -160,6 +160,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options.only = list(dict.fromkeys(options.only))  # a name that is given twice is one subject
     try:
         options.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=options.out).cleanup()
+    except FileExistsError:
+        parser.error(f"--out {options.out}: not a directory")
     except OSError as error:
         parser.error(f"--out {options.out}: {error.strerror}")
     try:

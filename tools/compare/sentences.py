@@ -97,12 +97,13 @@ def _waiting(results: Results, subject: str) -> str:
     served, settle_s = results.median(subject, "served"), results.median(subject, "settle_s")
     if served is None:
         return ""
-    if served >= MUCH_SERVED:
-        return "reads were answered all the time"
     share = results.median(subject, "ok_share")
-    failed = f" ({1 - share:.1%} of what k6 asked failed)" if share is not None and share < MUCH_SERVED else ""
+    failed = f"{1 - share:.1%} of what k6 asked failed" if share is not None and share < MUCH_SERVED else ""
+    if served >= MUCH_SERVED:
+        return f"the reads of the probe were answered all the time, but {failed}" if failed else "reads were answered all the time"
+    shown = f" ({failed})" if failed else ""
     after = f", and for {settle_s:.0f} s after them" if settle_s and settle_s > 2 else ""
-    return f"for {1 - served:.0%} of the time of the reads nobody got an answer within a second{failed}{after}"
+    return f"for {1 - served:.0%} of the time of the reads nobody got an answer within a second{shown}{after}"
 
 
 def _loss(results: Results, subject: str) -> str:
