@@ -100,7 +100,8 @@ def _waiting(results: Results, subject: str) -> str:
     share = results.median(subject, "ok_share")
     failed = f"{1 - share:.1%} of what k6 asked failed" if share is not None and share < MUCH_SERVED else ""
     if served >= MUCH_SERVED:
-        return f"the reads of the probe were answered all the time, but {failed}" if failed else "reads were answered all the time"
+        probe = f"the reads of the probe were answered all the time, but {failed}"
+        return probe if failed else "reads were answered all the time"
     shown = f" ({failed})" if failed else ""
     after = f", and for {settle_s:.0f} s after them" if settle_s and settle_s > 2 else ""
     return f"for {1 - served:.0%} of the time of the reads nobody got an answer within a second{shown}{after}"
