@@ -131,7 +131,31 @@ def test_failed_reads_of_k6_are_told_when_the_probe_saw_none() -> None:
 def test_sentence_compares_both_rates_of_wrk() -> None:
     text = sentence(results_of(v2={}, v3={"wrk_rate": 51_000.0, "pipelined_rate": 500_000.0}), "v3")
     single, deep = "51,000 reads/s with wrk (level with version 2)", "500,000 when 16 are in flight per connection"
-    assert f"; {single}, {deep} (2.5 times version 2's);" in text
+    assert f", {single}, {deep} (2.5 times version 2's);" in text
+
+
+def test_sentence_names_the_rate_of_k6_first() -> None:
+    text = sentence(results_of(v2={}, v3={"k6_rate": 7_500.0}), "v3")
+    assert "; 7,500 reads/s with k6 (1.5 times version 2's), 50,000 reads/s with wrk (level with version 2), " in text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (0.99, "level with a server that does nothing"),
+        (1.09, "level with a server that does nothing"),
+        (2.5, "2.50 times what a server that does nothing takes"),
+        (0.8, "less than a server that does nothing took in the same round (0.80 times)"),
+    ],
+)
+def test_sentence_puts_the_posts_beside_a_server_that_does_nothing(ratio: float, text: str) -> None:
+    assert f" POSTs in 2.00 s, {text}; " in sentence(results_of(v3={"post_ratio": ratio}), "v3")
+
+
+def test_every_column_can_be_understood_alone() -> None:
+    columns = results_of().columns
+    assert not [column.what for column in columns if column.what.startswith(("the same", "of "))]
+    assert len({column.what for column in columns}) == len(columns)
 
 
 def test_sentence_has_the_rate_of_k6_without_wrk() -> None:

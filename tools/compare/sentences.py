@@ -72,17 +72,26 @@ def _posts(results: Results, subject: str, before: str | None) -> str:
     seconds, ratio = results.median(subject, "post_s"), results.median(subject, "post_ratio")
     if seconds is None or ratio is None:
         return "not measured"
-    text = f"{results.plan.posts:,} POSTs in {seconds:.2f} s, {ratio:.2f} times what the client alone needs"
+    text = f"{results.plan.posts:,} POSTs in {seconds:.2f} s, {_beside_bare(ratio)}"
     earlier = results.median(before, "post_s") if before else None
     return text + (f" ({_compared(earlier / seconds, before, 'faster', 'slower')})" if earlier and before else "")
 
 
+def _beside_bare(ratio: float) -> str:
+    """Say how far it is from the floor; below it there is only the noise of the machine."""
+    if ratio > LEVEL:
+        return f"{ratio:.2f} times what a server that does nothing takes"
+    if ratio >= 1 / LEVEL:
+        return "level with a server that does nothing"
+    return f"less than a server that does nothing took in the same round ({ratio:.2f} times)"
+
+
 def _reads(results: Results, subject: str, before: str | None) -> str:
-    if "wrk" in results.missing:
-        return _rate(results, subject, before, "k6_rate", "reads/s with k6")
+    """Return the rate of k6, the tool of the original experiment, and both of wrk."""
+    shown = _rate(results, subject, before, "k6_rate", "reads/s with k6")
     single = _rate(results, subject, before, "wrk_rate", "reads/s with wrk")
     deep = _rate(results, subject, before, "pipelined_rate", f"when {PIPELINE_DEPTH} are in flight per connection")
-    return ", ".join(part for part in (single, deep) if part)
+    return ", ".join(part for part in (shown, single, deep) if part)
 
 
 def _rate(results: Results, subject: str, before: str | None, name: str, what: str) -> str:
