@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from tools.compare.charts import bars, strip
-from tools.compare.pictures import LEGEND, PICTURES, draw
+from tools.compare.pictures import LEGEND, draw
 from tools.compare.readers import CONNECTIONS, PIPELINE_DEPTH, VIRTUAL_USERS
 from tools.compare.results import Column, Results
 from tools.compare.sentences import TITLES, sentence, verdicts
@@ -147,7 +147,7 @@ def _probe_text(results: Results) -> str:
 def _step(results: Results, name: str) -> str:
     heading = f"<h3>{escape(TITLES[name])} <span>· {escape(STEPS[name])}</span></h3>"
     shown = escape(sentence(results, name).partition(": ")[2])
-    return f'<div class="card step {name}">{heading}{draw(name) if name in PICTURES else ""}<p>{shown}</p></div>'
+    return f'<div class="card step {name}">{heading}{draw(name)}<p>{shown}</p></div>'
 
 
 def _conditions(results: Results) -> dict[str, str]:
