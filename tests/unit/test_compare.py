@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tools.bench import main as bench
+from tools.bench.machine import describe_machine, versions
 from tools.bench.processes import MeasurementFailed
 from tools.compare import experiment, readers
 from tools.compare import main as command
@@ -233,7 +234,7 @@ def test_page_is_whole_and_has_no_foreign_parts() -> None:
     assert not re.search(r"(src|href)=|@import|url\((?!#)|https?://", page)
 
 
-@pytest.mark.parametrize("name", [*SHAPES, "millrace"])
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_picture_has_a_box_for_each_end_of_an_arrow(name: str) -> None:
     picture = PICTURES[name]
     boxes = {box.name for box in picture.boxes}
@@ -247,6 +248,32 @@ def test_picture_shows_every_process_of_the_shape(name: str) -> None:
     boxes = {box.name for box in PICTURES[name].boxes}
     for role in SHAPES[name].ROLES:
         assert boxes & {role.name, f"{role.name} service"}, role
+
+
+def test_pictures_of_the_server_differ_in_what_the_journal_is_when_a_write_is_acknowledged() -> None:
+    synced, unsynced = draw("millrace"), draw("millrace-memory")
+    assert ">synced</text>" in synced
+    assert ">group commit</text>" in synced
+    assert ">synced later</text>" in unsynced
+    assert ">write, no sync</text>" in unsynced
+
+
+def test_picture_of_the_server_shows_what_the_persister_asks_of_the_manager() -> None:
+    for name in SERVERS:
+        (arrow,) = [one for one in PICTURES[name].arrows if one[:2] == ("persister", "manager")]
+        assert (arrow.label, arrow.kind) == ("sync?, checkpoints", "later")
+
+
+def test_picture_of_version_1_shows_that_clients_wait() -> None:
+    assert ">wait during a flush</text>" in draw("v1")
+    assert "wait during a flush" not in draw("v2")
+
+
+def test_machine_lists_only_what_is_measured_here(tmp_path: Path) -> None:
+    machine = describe_machine(tmp_path, command.PROGRAMS)
+    assert not {"nginx", "redis-server", "fastapi", "uvicorn", "matplotlib"} & set(machine)
+    assert set(versions(command.PROGRAMS)) == set(versions()) & set(command.PROGRAMS)
+    assert {"cpu", "data on", "msgspec"} <= set(machine)
 
 
 def test_subjects_are_in_the_order_of_their_history() -> None:

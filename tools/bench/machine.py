@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,8 +85,8 @@ def missing_programs() -> dict[str, str]:
     return missing
 
 
-def describe_machine(work_dir: Path) -> dict[str, str]:
-    """Return what the figures were measured on."""
+def describe_machine(work_dir: Path, names: Collection[str] | None = None) -> dict[str, str]:
+    """Return what the figures were measured on; of the programs and packages those in `names`, or all."""
     return {
         "cpu": f"{_cpu_model()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / (1 << 30):.1f} GiB",
@@ -93,19 +94,19 @@ def describe_machine(work_dir: Path) -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "data on": f"{file_system_of(work_dir)}, fdatasync of 4 KiB {measure_sync_ms(work_dir):.3f} ms (median)",
-    } | versions()
+    } | versions(names)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the programs and packages that are installed."""
+def versions(names: Collection[str] | None = None) -> dict[str, str]:
+    """Return the versions of the programs and packages that are installed: those in `names`, or all."""
     found = {}
     for name, program in PROGRAMS.items():
-        path = find_program(name)
+        path = find_program(name) if names is None or name in names else None
         if path and program.version_arguments and program.package:
             command = [path, *program.version_arguments]
             done = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False)
             found[name] = (done.stdout + done.stderr).partition("\n")[0].strip()[:80]
-    for package in PACKAGES:
+    for package in (one for one in PACKAGES if names is None or one in names):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

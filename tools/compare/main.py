@@ -35,6 +35,7 @@ from tools.compare.sentences import sentence, verdicts
 from tools.compare.subjects import SUBJECTS
 
 TOOLS = ("k6", "wrk")
+PROGRAMS = (*TOOLS, "uvloop", "httptools", "msgspec", "sqlite-utils")  # of the clients and the subjects
 ROUNDS, ROUNDS_QUICK = 5, 1
 BARE = "bare"  # in the failures: without this floor a round has no ratios
 Say = Callable[[str], None]
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     for name, command in missing.items():
         say(f"{name} is missing, its columns are left out: {command}")
     with tempfile.TemporaryDirectory(prefix="compare-", dir=options.work_dir) as directory:
-        machine = describe_machine(Path(directory))
+        machine = describe_machine(Path(directory), PROGRAMS)
         for number in range(1, options.rounds + 1):
             run_round(results, options.only, Path(directory), number, say)
     command = shlex.join(["python", "-m", "tools", "compare", *arguments])
