@@ -56,6 +56,7 @@ from tests.process.test_contract import (  # noqa: F401 - tests that say nothing
     with_value,
 )
 from tests.support import CHILDREN_GONE_S, ServerProcess, database_rows, request_bytes, wait_until
+from tools.lineage.main import main as lineage
 from tools.load import Client as LoadClient
 from tools.load import make_work, run
 
@@ -326,3 +327,20 @@ def test_port_that_is_taken_ends_the_start_with_3(new_data_dir: Path) -> None:
         second.spawn()
         assert second.wait() == 3
         assert json.dumps(process.port) in second.log()
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("port", "abc", "invalid port value: 'abc'"),
+        ("port", "65536", "must be from 0 to 65535"),
+        ("period-ms", "1s", "invalid period_ms value: '1s'"),
+        ("period-ms", "0", "must be at least 1"),
+    ],
+)
+def test_number_that_is_none_is_a_usage_error_that_names_it(
+    option: str, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        lineage(["run", "v1", "--data-dir", "nowhere", f"--{option}", text])
+    assert f"error: argument --{option}: {message}" in capsys.readouterr().err

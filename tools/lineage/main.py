@@ -46,20 +46,22 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     run = parser.add_subparsers(required=True, metavar="run").add_parser("run", help="start a shape")
     run.add_argument("shape", choices=SHAPES)
-    run.add_argument("--port", type=_port, default=8000, help="0: any free one (default: %(default)s)")
+    run.add_argument("--port", type=port, default=8000, help="0: any free one (default: %(default)s)")
     run.add_argument("--data-dir", type=Path, required=True, help="where the three databases are")
-    run.add_argument("--period-ms", type=_period_ms, default=1000, help="persistence period (default: %(default)s)")
+    run.add_argument("--period-ms", type=period_ms, default=1000, help="persistence period (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
+    """Return the option as a number; argparse names this function when it is none."""
     value = int(text)
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError("must be from 0 to 65535")
     return value
 
 
-def _period_ms(text: str) -> int:
+def period_ms(text: str) -> int:
+    """Return the option as a number; argparse names this function, too."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
