@@ -103,7 +103,7 @@ def render_page(results: Results, machine: Mapping[str, str], run: Mapping[str, 
 
 def _rounds(results: Results) -> str:
     count = max((len(rounds) for rounds in results.rounds.values()), default=0)
-    return "one round" if count == 1 else f"median of {count} rounds"
+    return "one round" if count == 1 else f"median of {count} rounds, rows lost in the worst of them"
 
 
 def _table(results: Results, names: list[str]) -> str:
