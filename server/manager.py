@@ -319,7 +319,7 @@ class Manager:
             self._failpoint("manager.before_retire")
             self._journal.retire(persisted_seq)
             self._words[layout.JOURNAL_BYTES] = self._journal.bytes
-            self._table.reclaim([persisted_seq] * len(checkpoints))
+            self._table.reclaim(persisted_seq)
 
     def _send_persister(self, message: bytes) -> None:
         if self._unsent or not self._persister.try_send(message):

@@ -73,10 +73,11 @@ def take_over(config: Config, shared: Shared, epoch: int) -> Standing:
         journal = stack.enter_context(closing(_open_journal(config, shared, epoch, start)))
         shared.failpoint("takeover.journal_open")
         table = TableWriter(shared.segment)
-        for group in read_groups(config.data_dir / DIRECTORY_NAME, shared.instance, start):
-            _redo(group, table, words, answered)
-            shared.failpoint("takeover.group_redone")
-            groups += 1
+        with table.redoing():
+            for group in read_groups(config.data_dir / DIRECTORY_NAME, shared.instance, start):
+                _redo(group, table, words, answered)
+                shared.failpoint("takeover.group_redone")
+                groups += 1
         shared.failpoint("takeover.redone")
         unlocked = table.unlock_all()
         shared.failpoint("takeover.unlocked")

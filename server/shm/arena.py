@@ -90,6 +90,7 @@ class Arena:
         self._cuts = [array("H", reversed(range(0, ARENA_PAGE_BYTES - size + 1, size))) for size in _SIZES]
         self._roomy: list[list[_Page]] = [[] for _ in _SIZES]  # pages with free blocks, by class
         self._pages_in = [0] * len(_SIZES)
+        self.spare_pages = SPARE_PAGES  # none in a redo
         self.freed_bytes = 0  # since the manager started; tells whether moving records together can help again
 
     @property
@@ -203,11 +204,11 @@ class Arena:
 
     def _take_page(self, is_change: bool) -> int:
         """Return a page without blocks; only for a change of a record one of the spare pages. Raises `MemoryFull`."""
-        if self._free_pages and (is_change or len(self._free_pages) > SPARE_PAGES):
+        if self._free_pages and (is_change or len(self._free_pages) > self.spare_pages):
             return self._free_pages.pop()
         page = self._find_page()
         try:
-            while len(self._free_pages) < SPARE_PAGES:
+            while len(self._free_pages) < self.spare_pages:
                 self._free_pages.append(self._find_page())
         except MemoryFull:
             if not is_change:

@@ -18,14 +18,15 @@ The other way round the arena gives memory back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
 from server.commands import ORDER, PERSISTED_KINDS, PURCHASE, USER
 from server.errors import MemoryFull
 from server.shm import layout
-from server.shm.arena import Arena
+from server.shm.arena import SPARE_PAGES, Arena
 from server.shm.chains import Chains, OrderChains, PurchaseChains
 from server.shm.layout import (
     CHECK,
@@ -176,6 +177,17 @@ class TableWriter(TableReader):
             self._set_units(slot, min(words[slot + REF] + quantity, UNITS_MAX), seq)
         self._link_purchase(user, slot)  # the writer that made it may have died just before
 
+    @contextmanager
+    def redoing(self) -> Iterator[None]:
+        """For the redo: what is new may take the spare pages.
+
+        The dead writer had found room for it beside them, but in pages of its own choice: those that held nothing else
+        went back to the free ones, and some of these to classes without room.
+        """
+        self._arena.spare_pages = 0
+        yield
+        self._arena.spare_pages = SPARE_PAGES
+
     def presize(self, kind: int, records: int) -> None:
         """Prepare an empty kind for so many records (first load): cheaper than to grow with each of them."""
         self._chains[kind].presize(records)
@@ -200,11 +212,10 @@ class TableWriter(TableReader):
             words[slot + LOCK] = (words[slot + LOCK] & ~LOCKED) + VERSION_STEP
         return len(locked)
 
-    def reclaim(self, checkpoints: Sequence[int]) -> None:
-        """Free the slots of deletions that every database has (checkpoint of each kind)."""
+    def reclaim(self, checkpoint: int) -> None:
+        """Free the slots of deletions up to this seq, which every database has."""
         words = self._words
-        for kind, checkpoint in enumerate(checkpoints):
-            tombstones = self._tombstones[kind]
+        for kind, tombstones in enumerate(self._tombstones):
             while tombstones and tombstones[0][0] <= checkpoint:
                 seq, slot = tombstones.popleft()
                 is_tombstone = words[slot + REF] == 0 and words[slot + SEQ] == seq and words[slot + NEXT] & SLOT_USED

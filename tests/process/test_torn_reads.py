@@ -151,7 +151,7 @@ class Changes:
         for id in FLICKERING:
             kind = SLOT_KINDS[(self._turns + id) % 3]
             self._delete(kind, id)
-            self.writer.reclaim([self.seq] * 3)
+            self.writer.reclaim(self.seq)
             self._put(kind, new_id)  # in the slot and the block just given back
             if not self._keep_every or self._turns % self._keep_every:
                 self._delete(kind, new_id)

@@ -63,7 +63,7 @@ def test_free_slots_and_other_kinds_are_dropped(backend: Backend) -> None:
     backend.put_order(1)
     slots = set(changed(backend))
     backend.delete(Kind.USER, 7)
-    backend.table.reclaim([9, 9, 9, 9])
+    backend.table.reclaim(9)
     assert take(backend, Kind.USER, slots) == ([], 0)
     assert slots == set()
 

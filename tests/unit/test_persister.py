@@ -310,7 +310,7 @@ def test_databases_equal_memory_after_random_changes(office: Office, monkeypatch
         if rng.random() < 0.1:
             office.commit(rng.choice(PERSISTED_KINDS))
         if rng.random() < 0.02:
-            office.backend.table.reclaim([office.backend.words[layout.CHECKPOINT + kind] for kind in PERSISTED_KINDS])
+            office.backend.table.reclaim(office.backend.words[layout.PERSISTED_SEQ])
         if rng.random() < 0.02:
             restarted = rng.choice(PERSISTED_KINDS)
             office.take(restarted)  # its writer dies with these in its hands

@@ -73,17 +73,19 @@ def test_deleted_record_is_missing_until_it_is_created_again(segment: Segment) -
     writer.put(Kind.PRODUCT, 1, 3, b"b")
     assert reader.get_product(1) == b"1\r\n\r\nb"
     writer.delete(Kind.PRODUCT, 1, 4)
-    writer.reclaim([9, 9, 9])
+    writer.reclaim(9)
     assert writer.seq_of(Kind.PRODUCT, 1) == -1
 
 
 def test_reclaim_frees_only_what_the_checkpoint_covers(segment: Segment) -> None:
     writer = TableWriter(segment)
-    for id in (1, 2):
-        writer.put(Kind.USER, id, id, b"u")
-        writer.delete(Kind.USER, id, 10 * id)
-    writer.reclaim([10, 99, 99])
-    assert [writer.seq_of(Kind.USER, id) for id in (1, 2)] == [-1, 20]
+    kinds = (Kind.USER, Kind.PRODUCT, Kind.ORDER, Kind.KEY)
+    for kind in kinds:
+        for id in (1, 2):
+            writer.put(kind, id, id, b"u")
+            writer.delete(kind, id, 10 * id)
+    writer.reclaim(10)
+    assert [[writer.seq_of(kind, id) for id in (1, 2)] for kind in kinds] == [[-1, 20]] * len(kinds)
 
 
 def test_record_too_large_for_its_length_field_is_refused(segment: Segment) -> None:
@@ -175,7 +177,7 @@ def test_purchases_of_a_deleted_user_come_back_with_his_id(segment: Segment) -> 
     writer.put(Kind.USER, 1, 1, b"u")
     writer.add_purchase(1, 2, 1, 2)
     writer.delete(Kind.USER, 1, 3)
-    writer.reclaim([9, 9, 9])
+    writer.reclaim(9)
     assert reader.purchases(1) is None
     writer.put(Kind.USER, 1, 4, b"u")
     assert reader.purchases(1) == b'{"2":1}'
@@ -244,7 +246,7 @@ def test_reader_remembers_a_record_until_its_slot_changes(segment: Segment) -> N
     assert reader.get_user(1) == b"3\r\n\r\nnew"
     writer.delete(Kind.USER, 1, 3)
     assert reader.get_user(1) is None
-    writer.reclaim([3] * 3)
+    writer.reclaim(3)
     writer.put(Kind.PRODUCT, 1, 4, b"in the same slot")
     assert reader.get_user(1) is None
     writer.put(Kind.USER, 1, 5, b"elsewhere")
@@ -285,7 +287,7 @@ def test_random_changes_equal_a_dict(segment: Segment, _round: int) -> None:
             model.add_purchase(user, product, quantity)
         elif draw < 0.97:
             checkpoint = seq - rng.randrange(300)
-            writer.reclaim([checkpoint] * 3)
+            writer.reclaim(checkpoint)
             model.reclaim(checkpoint)
         elif draw < 0.98:
             writer = TableWriter(segment)
@@ -375,7 +377,7 @@ def reuse(writer: TableWriter) -> None:
     """Give the slots of some neighbours in the chains to other kinds and keys."""
     for id in range(20, 30):
         writer.delete(Kind.USER, id, 200)
-    writer.reclaim([200] * 3)
+    writer.reclaim(200)
     for id in range(10):
         writer.put(Kind.PRODUCT, id, 201, b"reuse")
     for id in range(500, 510):
@@ -602,7 +604,7 @@ def test_full_memory_refuses_new_records_and_nothing_else(segment: Segment) -> N
         model.put(Kind.USER, id, 2 * end + id, b"z" * 150)
     for id in range(1, end, 2):
         writer.delete(Kind.USER, id, 3 * end + id)
-    writer.reclaim([10**9] * 3)
+    writer.reclaim(10**9)
     for id in range(1, end, 2):
         del model.records[Kind.USER, id]
     check_table(writer, model)
@@ -647,7 +649,7 @@ def test_space_of_small_records_serves_large_ones(segment: Segment) -> None:
     arena_bytes = segment.words[layout.ARENA_PAGES] * layout.ARENA_PAGE_BYTES
     for id in range(1, end):
         writer.delete(Kind.USER, id, end + id)
-    writer.reclaim([10**9] * 3)
+    writer.reclaim(10**9)
     again = fill(writer, Kind.PRODUCT, 1, b"x" * 6000)
     assert (again - 1) * 6000 > 0.85 * arena_bytes
 
@@ -662,7 +664,7 @@ def test_space_of_large_records_serves_small_ones(segment: Segment, kept_every: 
             writer.delete(Kind.USER, id, end + id)
         else:
             model.put(Kind.USER, id, id, b"x" * 6000)
-    writer.reclaim([10**9] * 3)
+    writer.reclaim(10**9)
     again = fill(writer, Kind.PRODUCT, 1, b"x" * 60)
     for id in range(1, again):
         model.put(Kind.PRODUCT, id, id, b"x" * 60)
@@ -684,7 +686,7 @@ def test_sparse_pages_are_emptied_for_another_size(segment: Segment) -> None:
         else:
             model.put(Kind.USER, id, id, b"x" * 200)
             kept += 1
-    writer.reclaim([10**9] * 3)
+    writer.reclaim(10**9)
     again = fill(writer, Kind.PRODUCT, 1, b"x" * 6000)
     for id in range(1, again):
         model.put(Kind.PRODUCT, id, id, b"x" * 6000)

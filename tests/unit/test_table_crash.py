@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import mmap
+import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
 
 from server.commands import Kind, Order, encode_json
-from server.errors import SlotBusy
+from server.errors import MemoryFull, SlotBusy
 from server.journal.format import Change
 from server.redo import redo_change
 from server.shm import chains, layout
 from server.shm.segment import Segment
-from server.shm.table import TableReader
+from server.shm.table import TableReader, record_of
 from server.shm.table_writer import TableWriter, reset_table
 from tests.table_model import Model, check_table, open_segment
 
@@ -132,7 +134,7 @@ def purchase(user: int, product: int, quantity: int, seq: int) -> Callable[[Any]
 
 
 def reclaim(checkpoint: int) -> Callable[[Any], None]:
-    return lambda target: target.reclaim(checkpoint if isinstance(target, Model) else [checkpoint] * 3)
+    return lambda target: target.reclaim(checkpoint)
 
 
 def scene(name: str, prepare: Callable[..., None], act: Callable[[Any], None]) -> Scene:
@@ -338,6 +340,56 @@ def test_batch_that_dies_at_any_store_is_redone_from_the_journal(segment: Segmen
         check_table(successor, after)
         died_at += 1
     assert died_at > 60
+
+
+def test_batch_that_fitted_into_memory_fits_again_in_the_redo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The successor finds room for all that was journaled, however few pages there are for all the classes."""
+    monkeypatch.setattr(layout, "BUCKETS_MIN", 4)
+    monkeypatch.setattr(chains, "BUCKETS_MIN", 4)
+    chance = random.Random(20261127)
+    died = full = 0
+    while died < 150:
+        with open_segment() as segment:
+            words = segment.words
+            words[layout.MEMORY_BYTES] = words[layout.RESERVED_BYTES] + chance.randint(1, 3) * layout.GROW_BYTES
+            stores = Stores()
+            writer, seq, size_max = TableWriter(dying(segment, stores)), 0, chance.choice((100, 900))
+            for _ in range(30):
+                records = [
+                    Change(Kind(kind), chance.randrange(12), 0, bytes(chance.randint(1, size_max)), b"")
+                    for kind in chance.choices((Kind.USER, Kind.PRODUCT), k=chance.choice((1, 3, 10, 40)))
+                ]
+                changes = {(change.kind, change.id): change for change in records}.values()
+                changes = [change._replace(seq=seq + number) for number, change in enumerate(changes, 1)]
+                try:
+                    prepared = writer.prepare(changes, (), ())
+                except MemoryFull:
+                    full += 1
+                    continue
+                seq += len(changes)
+                stores.left = chance.choice((1 << 60, chance.randrange(7 * len(changes))))
+                try:
+                    writer.publish(prepared)
+                    writer.spread()
+                except Died:
+                    died += 1
+                    stores.left = 1 << 60
+                    writer = TableWriter(dying(segment, stores))
+                    with writer.redoing():
+                        for change in changes:
+                            redo_change(writer, change)
+                    writer.unlock_all()
+                    reader = TableReader(segment)
+                    for change in changes:
+                        assert reader.get(change.kind, change.id) == record_of(change.body or b"")
+                stores.left = 1 << 60
+                if chance.random() < 0.5:
+                    for change in changes[::2]:
+                        seq += 1
+                        writer.delete(change.kind, change.id, seq)
+                    writer.reclaim(seq)
+            del writer
+    assert full > 20, "memory was not short"
 
 
 def test_redo_of_an_order_that_was_replayed_from_the_dead_letters_counts_no_purchase_again(segment: Segment) -> None:
