@@ -6,7 +6,6 @@ import copy
 import mmap
 import random
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
