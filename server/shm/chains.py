@@ -20,6 +20,7 @@ from server.shm.layout import (
     NEXT,
     NEXT_MASK,
     OWNER_MASK,
+    PAGE_BYTES,
     SLOT_USED,
     STRUCTURE,
     WORD_BYTES,
@@ -31,6 +32,9 @@ SPLIT_RETRY_SLOTS = 1024  # without memory for more buckets, ask again after so 
 FOUND_MAX = 1 << 14  # slots remembered per kind, some 2 MB
 ORDERS_AHEAD = 1 << 13  # buckets made at once for the next orders: two of the largest batches
 SPLITS_MAX = 16  # while STRUCTURE is odd, some 20 us: a reader that finds nothing tries for longer than that
+
+# A whole table's worth at once would make malloc keep large blocks in the heap from then on: 13 MB more of it.
+_EMPTY = memoryview(bytes(PAGE_BYTES)).cast("Q")
 
 
 class Chains:
@@ -179,8 +183,10 @@ class Chains:
 
     def _add_empty(self, buckets: int) -> None:
         """Add buckets that no slot has to move to, until there are so many."""
-        start, end = self._base + self._buckets, self._base + buckets
-        self._words[start:end] = memoryview(bytes((end - start) * WORD_BYTES)).cast("Q")
+        end = self._base + buckets
+        for start in range(self._base + self._buckets, end, len(_EMPTY)):
+            stop = min(start + len(_EMPTY), end)
+            self._words[start:stop] = _EMPTY[: stop - start]
         self._set_buckets(buckets)
 
     def _find_room(self) -> bool:
