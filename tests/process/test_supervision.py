@@ -74,6 +74,12 @@ def test_process_titles(server: ServerProcess) -> None:
     assert titles == {role: f"millrace: {role.replace('-', ' ')}" for role in ("supervisor", *ROLES)}
 
 
+def test_reads_go_first_where_the_cores_are_short(server: ServerProcess) -> None:
+    nice = {role: psutil.Process(pid).nice() for role, pid in server.pids.items()}
+    assert all(nice[role] == nice["supervisor"] for role in nice if role.startswith("worker"))
+    assert nice["supervisor"] < nice["manager"] < nice["persister"] == nice["writer-orders"]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_killed_child_is_replaced_and_the_server_goes_on(server: ServerProcess, role: str) -> None:
     id = 100 * (ROLES.index(role) + 1)
