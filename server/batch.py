@@ -64,12 +64,10 @@ class Result(Struct, frozen=True, gc=False):
     body: bytes = b""
 
 
-_NOTHING = (0, 0)  # bought so far: units, seq
-
 KEY_REUSED = Result(Outcome.KEY_REUSED)
 
-
 Bought = tuple[int, int, int, int]  # user id, product id, units that he bought in the batch, seq of the last order
+_NOTHING = (0, 0)  # bought so far: units, seq
 
 
 class _Stock:

@@ -89,11 +89,6 @@ def body_of(record: bytes) -> bytes:
     return record.partition(b"\r\n\r\n")[2]
 
 
-def record_of(body: bytes) -> bytes:
-    """Return the record that a body is stored as."""
-    return b"%d\r\n\r\n%b" % (len(body), body)
-
-
 def hash_factors(kind: int, seed: int) -> tuple[int, int]:
     """Return a, s of h(id) = id * (a * id + s) mod p (HASHING in layout.py), which hot paths spell out."""
     return (0, 1) if kind == ORDER else (1, seed)

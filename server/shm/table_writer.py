@@ -185,8 +185,10 @@ class TableWriter(TableReader):
         went back to the free ones, and some of these to classes without room.
         """
         self._arena.spare_pages = 0
-        yield
-        self._arena.spare_pages = SPARE_PAGES
+        try:
+            yield
+        finally:
+            self._arena.spare_pages = SPARE_PAGES
 
     def presize(self, kind: int, records: int) -> None:
         """Prepare an empty kind for so many records (first load): cheaper than to grow with each of them."""
@@ -225,7 +227,7 @@ class TableWriter(TableReader):
     # ---- one slot ------------------------------------------------------------------------------
 
     def _prepare(self, slot: int, kind: int, id: int, seq: int, body: bytes | None, private: bytes) -> Prepared:
-        """Write an after-image to a fresh block for a slot (0: a new one)."""
+        """Write an after-image to a fresh block for a slot (0: a new one). The slot is taken last: nothing leaks."""
         is_new = not slot
         if is_new and not self._free_slots:
             self._find_slots()
